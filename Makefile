@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists the others.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+export NASLINE_SHARED ?= $(abspath ../shared)
+
+.PHONY: help install demo test test-all lint up down bench soak clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Create .venv with the pinned dependencies
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,test]'
+	@touch $@
+
+demo: install  ## Run the whole DAG: make demo [DATASET=dir [PRETRAIN=dir] [UNLABELED=dir] [PARAMS=file]] [GATE=fail]
+	@$(BIN)/python demo/run.py $(if $(DATASET),--dataset '$(DATASET)') $(if $(PRETRAIN),--pretrain '$(PRETRAIN)') \
+	  $(if $(UNLABELED),--unlabeled '$(UNLABELED)') $(if $(PARAMS),--params '$(PARAMS)') $(if $(GATE),--gate $(GATE))
+
+test: install lint  ## Lint, types and the fast tests (offline)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not browser and not gpu'
+
+test-all: test  ## Also real servers, the browser, the demo and a short run on real photographs
+	$(BIN)/pytest -m 'slow or browser'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+up: install  ## Start Airflow and the MLflow UI on loopback
+	@$(BIN)/python stack/services.py up
+
+down:  ## Stop what `make up` started
+	@$(BIN)/python stack/services.py down
+
+bench: install  ## Measure what the README claims; rows go to benchmarks/results (never in CI)
+	$(BIN)/python benchmarks/real_photographs.py
+
+soak: install  ## Kill and resume training for an hour (never in CI)
+	$(BIN)/python benchmarks/soak.py
+
+clean:  ## Remove the demo's and the stack's files, not the virtual environment
+	rm -rf .demo .stack outputs

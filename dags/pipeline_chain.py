@@ -1,0 +1,109 @@
+"""The parts both DAGs are put together from: a task per step, made from `pipeline_tasks.steps`.
+
+The DAG files draw the arrows; a test compares them with what each step needs.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import TaskGroup, TriggerRule, get_current_context, task
+from step_operator import ACCELERATOR_POOL, REFERENCE_KEY, StartOperator, StepOperator, retry_arguments
+from trigger_form import parameter_file
+
+from pipeline_tasks.steps import StepDefinition, definition, reference
+
+DAG_ARGUMENTS: dict[str, Any] = {
+    "catchup": False,
+    "max_active_runs": 4,
+    "default_args": {"owner": "nasline", **retry_arguments(os.environ)},
+    "tags": ["nasline", "yolo-nas"],
+}
+
+
+def start_task(*arguments: str) -> StartOperator:
+    """The task that freezes the run; the parameter file comes first, what the form changed wins over it."""
+    path = parameter_file()
+    named = ("--params", str(path)) if path else ()
+    return StartOperator(arguments=(*named, *arguments), **_common(definition("start")), task_id="start")
+
+
+def step_task(step: str, part: str = "") -> StepOperator:
+    """The task of a step, or of one part of a step (a role of `pretrain`)."""
+    arguments = ("--role", part) if part else ()
+    return StepOperator(arguments=arguments, **_common(definition(step), part), task_id=part or step)
+
+
+def pretrain_group() -> tuple[StepOperator, StepOperator]:
+    """Student and teacher, side by side where the pool has room."""
+    with TaskGroup("pretrain", tooltip=definition("pretrain").summary):
+        return step_task("pretrain", "student"), step_task("pretrain", "teacher")
+
+
+def pseudo_label_group() -> TaskGroup:
+    """One task per shard, as many as the run's parameters say, then the merge."""
+    step = definition("pseudo_label")
+    with TaskGroup("pseudo_label", tooltip=step.summary) as group:
+        label = StepOperator.partial(
+            task_id="label", map_index_template="shard {{ task.arguments[1] }}", **_common(step)
+        ).expand(arguments=shard_arguments())
+        label >> StepOperator(task_id="merge", arguments=("--merge",), **_common(step, accelerator=False))
+    return group
+
+
+@task(task_id="shards", doc_md="The shards of this run, from what `start` froze: one mapped task each.")
+def shard_arguments() -> list[list[str]]:
+    """Arguments of each shard's task. In the chain this stands before the mapped task, which needs their number."""
+    frozen = get_current_context()["ti"].xcom_pull(task_ids="start", key=REFERENCE_KEY)
+    count = int(frozen["shards"])
+    return [["--shard", f"{index}/{count}"] for index in range(count)]
+
+
+@task(
+    task_id="report",
+    trigger_rule=TriggerRule.NONE_FAILED,
+    retries=0,
+    doc_md="Says how the run ended: the verdict, and what was registered or why nothing was.",
+)
+def report() -> str:
+    """The last words of `gate` and `register`. A skipped task is no failure: a rejected engine is a result."""
+    task_instance = get_current_context()["ti"]
+    steps = ("start", "gate", "register")
+    found = {step: task_instance.xcom_pull(task_ids=step, key=REFERENCE_KEY) for step in steps}
+    sentences = [f"{step}: {found[step]['sentence']}" for step in ("gate", "register") if found[step]]
+    if not found["register"]:
+        sentences.append("Nothing was registered; the champion is unchanged.")
+    if not found["gate"] and found["start"]:
+        sentences.insert(0, f"start: {found['start']['sentence']}")
+    print("\n".join(sentences))
+    return " ".join(sentences)
+
+
+def _common(step: StepDefinition, part: str = "", accelerator: bool | None = None) -> dict[str, Any]:
+    uses_accelerator = step.uses_accelerator if accelerator is None else accelerator
+    return {
+        "step": step.name,
+        "doc_md": task_documentation(step, part),
+        "execution_timeout": timedelta(hours=step.timeout_hours),
+        **({"pool": ACCELERATOR_POOL} if uses_accelerator else {}),
+    }
+
+
+def task_documentation(step: StepDefinition, part: str = "") -> str:
+    """What the task does, reads and leaves, and how to run it again."""
+    inputs = [f"`{reference(entry.step, entry.part)}`" for entry in step.inputs] or [f"`{n}`" for n in step.needs]
+    option = f" --role {part}" if part else ""
+    return "\n".join(
+        [
+            f"### nasline {step.name}{option}",
+            step.summary,
+            "",
+            f"- **Reads** {', '.join(dict.fromkeys(inputs)) or 'the parameters and the dataset folders'}",
+            f"- **Leaves** {step.outputs}",
+            "- **Again** clear the task. Finished work with the same parameters and inputs is reused, not repeated;"
+            " an interrupted training goes on from its checkpoint.",
+            "- **By hand** the first line of the task's log is the command.",
+        ]
+    )

@@ -1,0 +1,49 @@
+"""The chain from the champion's weights, without pretraining: every week, and when the dataset changes."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable
+from pipeline_chain import DAG_ARGUMENTS, pseudo_label_group, report, start_task, step_task
+from trigger_form import trigger_form
+
+DATASET = Asset(name="nasline_dataset", uri="nasline://dataset", group="nasline")
+CRON = os.environ.get("NASLINE_RETRAIN_CRON", "0 3 * * 1")
+
+DOCUMENTATION = f"""
+### Retrain from the champion
+
+Runs at `{CRON}` (UTC, `NASLINE_RETRAIN_CRON`) and whenever the asset `nasline_dataset` gets an event: after
+`nasline data add`, press **Create asset event** on the asset's page, or let CI post to `/api/v2/assets/events`.
+The datasets are those of `params.yaml`.
+
+It starts from the champion's float weights, student and teacher, so there must be one: train with `train_yolo_nas`
+first. The DAG is paused when it is new. Unpausing it makes Airflow run the latest missed slot at once; with
+unchanged data that costs little, since finished steps are reused.
+"""
+
+with DAG(
+    "retrain_yolo_nas",
+    description="The same chain from the champion's weights, weekly and when the dataset changes",
+    doc_md=DOCUMENTATION,
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable(CRON, timezone="UTC"), assets=[DATASET]),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    is_paused_upon_creation=True,
+    params=trigger_form(without=("start.from_champion", "start.pretrain_dataset", "pretrain.")),
+    **{**DAG_ARGUMENTS, "max_active_runs": 1},
+):
+    start = start_task("--from-champion")
+    validate_data = step_task("validate_data")
+    teach = step_task("teach")
+    pseudo_label = pseudo_label_group()
+    distill = step_task("distill")
+    quantize = step_task("quantize")
+    export = step_task("export")
+    gate = step_task("gate")
+    register = step_task("register")
+
+    start >> validate_data >> teach >> pseudo_label >> distill
+    distill >> quantize >> export >> gate >> register
+    [gate, register] >> report()

@@ -1,0 +1,1 @@
+"""Dataset tables, image decoding, augmentation and the loaders that turn them into batches."""

@@ -1,0 +1,317 @@
+"""Batches for training, the same whatever the number of worker processes, and for evaluation."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from model.data.augmentation import AugmentationConfig, Sample, augment
+from model.data.image_set import ImageSet, OpenImage
+from model.loss import Targets
+from model.preprocessing import Letterbox, Preprocessing
+
+AUGMENTATION_STREAM, SHUFFLE_STREAM = 1, 2  # first word of each seed, so that no two generators share one
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B training samples; ``targets`` are in input pixels, padded to the largest number of boxes (at least
+    1).
+    """
+
+    images: Tensor  # uint8 (B, 3, S, S) RGB
+    targets: Targets
+    image_ids: NDArray[np.int64]  # (B,) the main image of each sample
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+class TrainingLoader:
+    """Shuffled, augmented batches; epoch e and batch b determine every bit of a batch.
+
+    Each draw comes from (seed, epoch, position of the image in the set), so batches are equal for any number
+    of workers and after a resume in mid-epoch. The last incomplete batch of an epoch is left out, unless the
+    whole set is smaller than a batch. Crowd regions are no targets.
+
+    Workers are forked once and kept. ``cache_megabytes`` holds pictures in memory, decoded and shrunk to the
+    input size, shared by all workers: on a machine with few cores decoding takes longer than augmenting.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        open_image: OpenImage,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        augmentation: AugmentationConfig,
+        seed: int,
+        workers: int = 0,
+        cache_megabytes: int = 0,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("workers", workers, 0),
+            ("cache_megabytes", cache_megabytes, 0),
+        ):
+            if value < least:
+                raise ValueError(f"loader.{name} must be at least {least}, got {value}")
+        if len(image_set) == 0:
+            raise ValueError("the training set has no images; check the split's name and the validation report")
+        pictures = _ReducedPictures(image_set, open_image, preprocessing, cache_megabytes)
+        self._batches = _Batches(pictures, batch_size, augmentation, seed)
+        self._keys = _BatchKeys()
+        self._workers = _start_workers(self._batches, self._keys, workers) if workers else None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self._batches.count
+
+    def epoch(self, epoch: int, start_batch: int = 0, mosaic_enabled: bool = True) -> Iterator[Batch]:
+        """The batches of one epoch from ``start_batch`` on. ``ValueError`` names an image that cannot be
+        read.
+        """
+        keys = [(epoch, batch, mosaic_enabled) for batch in range(start_batch, self.batches_per_epoch)]
+        for item in self._made(keys):
+            if isinstance(item, ValueError):
+                raise item
+            yield _to_batch(item)
+
+    def _made(self, keys: list[Key]) -> Iterator[_Arrays | ValueError]:
+        if self._workers is None:
+            return (self._batches[key] for key in keys)
+        self._keys.keys = keys
+        return iter(self._workers)
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """A batch as a worker sends it: numpy through a pipe needs no room in /dev/shm, which containers keep
+    small.
+    """
+
+    images: NDArray[np.uint8]
+    boxes_xyxy: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    image_ids: NDArray[np.int64]
+
+
+Key = tuple[int, int, bool]  # epoch, batch, mosaic enabled
+
+
+class _BatchKeys(Sampler[Key]):
+    """What the kept workers are to make next; set before each epoch."""
+
+    def __init__(self) -> None:
+        self.keys: list[Key] = []
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.keys)
+
+
+class _Batches(Dataset["_Arrays | ValueError"]):
+    """Makes the batch for a key; a user's error is returned as a value, so that it crosses processes
+    unchanged.
+    """
+
+    def __init__(
+        self, pictures: _ReducedPictures, batch_size: int, augmentation: AugmentationConfig, seed: int
+    ) -> None:
+        self._pictures = pictures
+        self._batch_size = min(batch_size, len(pictures))
+        self._augmentation = augmentation
+        self._seed = seed
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    @property
+    def count(self) -> int:
+        return len(self._pictures) // self._batch_size
+
+    def __getitem__(self, key: Key) -> _Arrays | ValueError:
+        epoch, batch, mosaic_enabled = key
+        chosen = self._shuffled(epoch)[batch * self._batch_size : (batch + 1) * self._batch_size]
+        try:
+            samples = [self._sample(int(index), epoch, mosaic_enabled) for index in chosen]
+        except ValueError as error:
+            return error
+        return _collate(samples, self._pictures.image_set.image_ids[chosen])
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        if self._order[0] != epoch:
+            random = np.random.default_rng([SHUFFLE_STREAM, self._seed, epoch])
+            self._order = (epoch, random.permutation(len(self._pictures)))
+        return self._order[1]
+
+    def _sample(self, index: int, epoch: int, mosaic_enabled: bool) -> Sample:
+        random = np.random.default_rng([AUGMENTATION_STREAM, self._seed, epoch, index])
+        pictures = self._pictures
+        return augment(
+            index,
+            len(pictures),
+            pictures.load,
+            pictures.preprocessing,
+            self._augmentation,
+            random,
+            mosaic_enabled,
+        )
+
+
+class _ReducedPictures:
+    """Pictures with their boxes, shrunk to what the network can see at scale 1; enlarging is left to the
+    warp.
+
+    The first images of the set stay in memory, as many as the budget allows. The memory is an anonymous
+    shared mapping: forked workers fill and read it together; two that fill the same place write the same
+    bytes.
+    """
+
+    def __init__(
+        self, image_set: ImageSet, open_image: OpenImage, preprocessing: Preprocessing, cache_megabytes: int
+    ) -> None:
+        self.image_set = image_set
+        self.preprocessing = preprocessing
+        self._open_image = open_image
+        sides = self._reduced_sizes()
+        ends = np.cumsum(sides.prod(axis=1, dtype=np.int64) * 3)
+        cached = int(np.searchsorted(ends, cache_megabytes * 2**20, side="right"))
+        self._sizes, self._starts = sides, np.concatenate([[0], ends[:cached]])
+        self._pixels = _shared_bytes(int(self._starts[-1]))
+        self._filled = _shared_bytes(cached)
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def load(self, index: int) -> Sample:
+        picture = self._picture(index)
+        annotations = self.image_set.boxes(index)
+        targets = ~annotations.is_crowd
+        scale = min(1.0, self.preprocessing.letterbox(*self.image_set.size(index)).scale)
+        return Sample(
+            picture,
+            annotations.boxes_xyxy[targets] * np.float32(scale),
+            annotations.labels[targets],
+            annotations.weights[targets],
+        )
+
+    def _picture(self, index: int) -> NDArray[np.uint8]:
+        if index >= len(self._filled):
+            return self._read(index)
+        width, height = self._sizes[index]
+        place = self._pixels[self._starts[index] : self._starts[index + 1]].reshape(height, width, 3)
+        if not self._filled[index]:
+            place[:] = self._read(index)
+            self._filled[index] = 1
+        return place
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        image = self._open_image(self.image_set.path(index))
+        width, height = self.image_set.size(index)
+        if image.shape != (height, width, 3):
+            raise ValueError(
+                f"image {self.image_set.path(index)} is {image.shape[1]}x{image.shape[0]} pixels, "
+                f"the dataset says {width}x{height}; validate the data again"
+            )
+        new_width, new_height = (int(side) for side in self._sizes[index])
+        if (new_width, new_height) == (width, height):
+            return image
+        return cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+
+    def _reduced_sizes(self) -> NDArray[np.int64]:
+        """(images, 2) width and height: as evaluation resizes, but never enlarged."""
+        sizes = self.image_set.sizes
+        inside = self.preprocessing.input_size - self.preprocessing.margin
+        scale = np.minimum(1.0, inside / sizes.max(axis=1, keepdims=True))
+        reduced: NDArray[np.int64] = np.maximum(1, np.rint(sizes * scale)).astype(np.int64)
+        return reduced
+
+
+def _shared_bytes(count: int) -> NDArray[np.uint8]:
+    """Zeros that stay shared with processes forked later; pages take memory only once written."""
+    return np.frombuffer(mmap.mmap(-1, max(1, count)), np.uint8, count)
+
+
+def _collate(samples: list[Sample], image_ids: NDArray[np.int64]) -> _Arrays:
+    counts = np.array([len(sample.labels) for sample in samples])
+    shape = (len(samples), max(1, int(counts.max())))
+    mask = np.arange(shape[1]) < counts[:, None]
+    boxes_xyxy, labels = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int64)
+    weights = np.zeros(shape, np.float32)
+    boxes_xyxy[mask] = np.concatenate([sample.boxes_xyxy for sample in samples])
+    labels[mask] = np.concatenate([sample.labels for sample in samples])
+    weights[mask] = np.concatenate([sample.weights for sample in samples])
+    images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
+    return _Arrays(np.ascontiguousarray(images), boxes_xyxy, labels, weights, mask, image_ids)
+
+
+def _to_batch(arrays: _Arrays) -> Batch:
+    targets = Targets(
+        boxes_xyxy=torch.from_numpy(arrays.boxes_xyxy),
+        labels=torch.from_numpy(arrays.labels),
+        weights=torch.from_numpy(arrays.weights),
+        mask=torch.from_numpy(arrays.mask),
+    )
+    return Batch(torch.from_numpy(arrays.images), targets, arrays.image_ids)
+
+
+def _start_workers(batches: _Batches, keys: _BatchKeys, workers: int) -> DataLoader[_Arrays | ValueError]:
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_one_thread,
+        multiprocessing_context="fork",
+        generator=torch.Generator(),  # its own, so that workers do not move the training's random state
+        persistent_workers=True,
+    )
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def evaluation_batches(
+    image_set: ImageSet,
+    open_image: OpenImage,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    threads: int = 1,
+) -> Iterator[tuple[NDArray[np.uint8], list[Letterbox], NDArray[np.int64]]]:
+    """Every image once, in order: pictures (B, 3, S, S), where each lies in the input, positions in the set
+    (B,).
+
+    The next batch is read by ``threads`` threads while the caller works on this one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+    def read(index: int) -> tuple[NDArray[np.uint8], Letterbox]:
+        return preprocessing.apply(open_image(image_set.path(index)))
+
+    groups = [range(start, min(start + batch_size, len(image_set))) for start in range(0, len(image_set), batch_size)]
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = [pool.submit(read, index) for group in groups[:1] for index in group]
+        for position, group in enumerate(groups):
+            pending = ahead
+            ahead = [pool.submit(read, index) for later in groups[position + 1 : position + 2] for index in later]
+            read_images = [task.result() for task in pending]
+            images = np.stack([image for image, _ in read_images])
+            yield images, [letterbox for _, letterbox in read_images], np.array(group, np.int64)

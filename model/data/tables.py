@@ -1,0 +1,234 @@
+"""The dataset contract: ``images.parquet``, ``boxes.parquet`` and ``dataset.json`` in one directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from model.data.image_set import Annotations, BoxColumns, Columns, ImageSet, OpenImage, concatenate
+
+__all__ = [
+    "BOXES_SCHEMA",
+    "IMAGES_SCHEMA",
+    "Annotations",
+    "BoxColumns",
+    "Dataset",
+    "DatasetMetadata",
+    "ImageSet",
+    "OpenImage",
+    "concatenate",
+    "read_dataset",
+    "write_dataset",
+]
+
+SCHEMA_VERSION = 1
+IMAGES_FILE, BOXES_FILE, METADATA_FILE = "images.parquet", "boxes.parquet", "dataset.json"
+
+
+def _schema(optional: tuple[str, ...] = (), **columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=name in optional) for name, kind in columns.items()])
+
+
+IMAGES_SCHEMA = _schema(
+    optional=("sha256", "licence"),
+    image_id=pa.int64(),
+    original_id=pa.string(),
+    root=pa.int32(),  # index into metadata.roots
+    path=pa.string(),  # relative to the root, "/" between folders
+    width=pa.int32(),
+    height=pa.int32(),
+    split=pa.string(),
+    sha256=pa.string(),  # null until the file was read
+    licence=pa.string(),  # null: unknown
+)
+BOXES_SCHEMA = _schema(
+    image_id=pa.int64(),
+    category=pa.int32(),  # index into metadata.class_names
+    x=pa.float64(),  # left edge, pixels of the original image
+    y=pa.float64(),  # top edge
+    w=pa.float64(),
+    h=pa.float64(),
+    area=pa.float64(),  # as annotated: COCO's size classes use it; below w * h where masks exist
+    iscrowd=pa.bool_(),
+    score=pa.float32(),  # 1.0 for human labels
+    source=pa.string(),  # "label" or "pseudo"
+    annotation_id=pa.string(),
+    source_record=pa.string(),  # file and line or id that the box came from
+)
+
+
+@dataclass(frozen=True)
+class DatasetMetadata:
+    """What ``dataset.json`` says about a dataset; the only home of its class names."""
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]  # ids of the source format, in the order of class_names
+    roots: tuple[str, ...]  # symbolic names such as "target"; never a folder of this machine
+    source: str = ""
+    licences: dict[str, Any] = field(default_factory=lambda: {"images": {}, "annotations": "unknown"})
+    split_rule: str = ""
+    quarantined: dict[str, int] = field(default_factory=dict)  # images taken out, per split
+    digests: dict[str, str] = field(default_factory=dict)  # what the tables were derived from
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "category_ids", "roots"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.class_names) != len(self.category_ids):
+            raise ValueError(
+                f"dataset {self.name!r} has {len(self.class_names)} class names but "
+                f"{len(self.category_ids)} category ids; each class needs one id"
+            )
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"dataset {self.name!r} lists a class name twice: {list(self.class_names)}")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset in memory: both tables sorted by image id, and views of them by split."""
+
+    metadata: DatasetMetadata
+    images: pa.Table
+    boxes: pa.Table
+    columns: Columns
+
+    @property
+    def split_names(self) -> list[str]:
+        return sorted(pc.unique(self.images["split"]).to_pylist())
+
+    def image_set(self) -> ImageSet:
+        """Every image of every split."""
+        return ImageSet(self.columns, self.metadata.class_names)
+
+    def split(self, name: str) -> ImageSet:
+        """The images of one split; ``ValueError`` when the dataset has no such split."""
+        if name not in self.split_names:
+            raise ValueError(f"dataset {self.metadata.name!r} has no split {name!r}; it has {self.split_names}")
+        return self.image_set().subset(_numpy(pc.equal(self.images["split"], name)))
+
+
+def write_dataset(directory: Path, images: pa.Table, boxes: pa.Table, metadata: DatasetMetadata) -> None:
+    """Write the three files, rows sorted by image id (boxes of one image keep their order).
+
+    Equal content gives equal bytes.  Raises ``ValueError`` naming column and value when the tables do not fit
+    their schema or each other.
+    """
+    images = _conform(images, IMAGES_SCHEMA, IMAGES_FILE)
+    boxes = _conform(boxes, BOXES_SCHEMA, BOXES_FILE)
+    _check_references(images, boxes, metadata, str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    pq.write_table(images, directory / IMAGES_FILE, compression="zstd")
+    pq.write_table(boxes, directory / BOXES_FILE, compression="zstd")
+    content = {"schema_version": SCHEMA_VERSION, **asdict(metadata)}
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    (directory / METADATA_FILE).write_text(text, encoding="utf-8")
+
+
+def read_dataset(directory: Path) -> Dataset:
+    """Read what ``write_dataset`` wrote; ``ValueError`` names the file and what is wrong with it."""
+    metadata = _read_metadata(directory / METADATA_FILE)
+    images = _read_table(directory / IMAGES_FILE, IMAGES_SCHEMA)
+    boxes = _read_table(directory / BOXES_FILE, BOXES_SCHEMA)
+    _check_references(images, boxes, metadata, str(directory))
+    return Dataset(metadata, images, boxes, _columns(images, boxes, metadata.roots))
+
+
+def _columns(images: pa.Table, boxes: pa.Table, roots: tuple[str, ...]) -> Columns:
+    image_ids = _numpy(images["image_id"])
+    bounds = np.append(image_ids, image_ids[-1] + 1 if len(image_ids) else 0)
+    root_names = pa.array(roots, pa.string()).take(images["root"])
+    return Columns(
+        image_ids=image_ids,
+        paths=pa.chunked_array(pc.binary_join_element_wise(root_names, images["path"], "/")),
+        sha256=images["sha256"],
+        sizes=np.stack([_numpy(images["width"]), _numpy(images["height"])], axis=1),
+        first_box=np.searchsorted(_numpy(boxes["image_id"]), bounds).astype(np.int64),
+        boxes_xywh=np.stack([_numpy(boxes[name]) for name in "xywh"], axis=1),
+        labels=_numpy(boxes["category"]),
+        scores=_numpy(boxes["score"]),
+        is_crowd=_numpy(boxes["iscrowd"]),
+        area=_numpy(boxes["area"]),
+        annotation_ids=boxes["annotation_id"],
+    )
+
+
+def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    values: NDArray[Any] = column.to_numpy(zero_copy_only=False) if len(column) else _empty(column.type)
+    return values
+
+
+def _empty(kind: pa.DataType) -> NDArray[Any]:
+    return np.empty(0, kind.to_pandas_dtype())
+
+
+def _conform(table: pa.Table, schema: pa.Schema, file_name: str) -> pa.Table:
+    """Columns in the schema's order and types, rows stably sorted by image id."""
+    if missing := [name for name in schema.names if name not in table.column_names]:
+        raise ValueError(f"{file_name} lacks the columns {missing}; it has {table.column_names}")
+    if unknown := [name for name in table.column_names if name not in schema.names]:
+        raise ValueError(f"{file_name} has unknown columns {unknown}; allowed are {schema.names}")
+    for name in schema.names:
+        if table[name].null_count and not schema.field(name).nullable:
+            raise ValueError(f"{file_name}: column {name!r} has {table[name].null_count} empty values; it needs all")
+    plain = table.select(schema.names).replace_schema_metadata(None).cast(schema)
+    order = np.argsort(_numpy(plain["image_id"]), kind="stable")
+    return plain.take(pa.array(order)).combine_chunks()
+
+
+def _check_references(images: pa.Table, boxes: pa.Table, metadata: DatasetMetadata, where: str) -> None:
+    image_ids = _numpy(images["image_id"])
+    repeated = image_ids[1:][np.diff(image_ids) == 0]
+    if len(repeated):
+        raise ValueError(f"{where}: image_id {repeated[0]} occurs more than once; ids must be unique")
+    owners = _numpy(boxes["image_id"])
+    orphans = owners[~np.isin(owners, image_ids)]
+    if len(orphans):
+        raise ValueError(f"{where}: {len(orphans)} boxes belong to no image, the first to image_id {orphans[0]}")
+    _check_range(_numpy(images["root"]), len(metadata.roots), f"{where}: images.root", "roots")
+    _check_range(_numpy(boxes["category"]), len(metadata.class_names), f"{where}: boxes.category", "class names")
+
+
+def _check_range(values: NDArray[Any], count: int, column: str, meaning: str) -> None:
+    outside = values[(values < 0) | (values >= count)]
+    if len(outside):
+        raise ValueError(f"{column} holds {outside[0]}, but there are only {count} {meaning}")
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist; a dataset directory holds {IMAGES_FILE}, {BOXES_FILE}, {METADATA_FILE}"
+        )
+    try:
+        table = pq.read_table(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({error}); write the dataset again") from error
+    if not table.schema.equals(schema):
+        raise ValueError(f"{path} has other columns than this version expects; write the dataset again")
+    return table.combine_chunks()
+
+
+def _read_metadata(path: Path) -> DatasetMetadata:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist; a dataset directory holds {IMAGES_FILE}, {BOXES_FILE}, {METADATA_FILE}"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); write the dataset again") from error
+    version = content.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; write it again")
+    try:
+        return DatasetMetadata(**content)
+    except TypeError as error:
+        raise ValueError(f"{path} has fields that do not fit ({error}); write the dataset again") from error

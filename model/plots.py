@@ -1,0 +1,202 @@
+"""Pictures of a training and of a detector's accuracy, each readable on one screen.  matplotlib is loaded lazily."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.data.image_set import ImageSet, OpenImage
+from model.data.images import write_image
+from model.drawing import draw_boxes
+from model.evaluation import DetectionMetrics, Detections
+from model.matching import RECALL_POINTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_LINES = 10  # more classes than these: the extremes in colour, the others grey
+MOST_ROWS = 20  # of a confusion matrix; the classes with fewest confusions are summed up
+TILE_PIXELS = 300
+POSITION_COLUMNS = ("epoch", "step", "learning_rate")
+
+
+def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Losses, mean average precision, AP per class and learning rate over epochs.
+
+    ``history`` holds one row an epoch with ``epoch``, ``learning_rate``, losses, and, in evaluated epochs, the names
+    of ``DetectionMetrics.scalars``.  Raises ``ValueError`` for an empty history.
+    """
+    if not history:
+        raise ValueError("no epoch has been recorded yet, so there are no curves to draw")
+    names = list(dict.fromkeys(name for row in history for name in row))
+    metrics = [name for name in names if name.startswith(("map", "recall", "ap/"))]
+    losses = [name for name in names if name not in metrics and name not in POSITION_COLUMNS]
+    per_class = [name for name in metrics if name.startswith("ap/")]
+    panels = [
+        ("Loss", losses),
+        ("Validation, all classes", [name for name in ("map50", "map75", "map50_95") if name in metrics]),
+        ("Validation, AP50-95 per class", _extremes(history, per_class)),
+        ("Learning rate", [name for name in ("learning_rate",) if name in names]),
+    ]
+    figure = _figure(12, 7)
+    for axes, (title, shown) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        _draw_history(axes, history, title, shown)
+    _save(figure, path)
+
+
+def _extremes(history: Sequence[Mapping[str, Any]], names: list[str]) -> list[str]:
+    """All classes, or the best and the worst ones of the last evaluation where they are many."""
+    if len(names) <= MOST_LINES:
+        return names
+    last = next(row for row in reversed(history) if any(name in row for name in names))
+    ranked = sorted(names, key=lambda name: -float(last.get(name, 0.0)))
+    return ranked[: MOST_LINES // 2] + ranked[-MOST_LINES // 2 :]
+
+
+def _draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], title: str, names: list[str]) -> None:
+    for name in names:
+        rows = [row for row in history if _is_number(row.get(name))]
+        epochs, values = [row["epoch"] for row in rows], [float(row[name]) for row in rows]
+        label = f"{name.removeprefix('ap/')}  {values[-1]:.3g}" if values else name
+        axes.plot(epochs, values, marker="o" if len(values) < 30 else "", markersize=3, label=label)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if title.startswith("Validation"):
+        axes.set_ylim(0, 1)
+    if names:
+        axes.legend(fontsize=8, loc="best", framealpha=0.7)
+    else:
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="grey")
+    axes.grid(alpha=0.3)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def precision_recall(metrics: DetectionMetrics, path: Path) -> None:
+    """Precision over recall at IoU 0.5 for each class, and their mean."""
+    figure = _figure(9, 6.5)
+    axes = figure.subplots()
+    ranked = sorted(metrics.per_class_ap50, key=lambda name: -metrics.per_class_ap50[name])
+    many = len(ranked) > MOST_LINES
+    coloured = {*ranked[: MOST_LINES // 2], *ranked[-MOST_LINES // 2 :]} if many else set(ranked)
+    for name in ranked:
+        label = f"{name}  AP50 {metrics.per_class_ap50[name]:.3f}" if name in coloured else None
+        style: dict[str, Any] = {} if name in coloured else {"color": "lightgrey", "linewidth": 0.8, "zorder": 1}
+        axes.plot(RECALL_POINTS, metrics.curves[name].precision, label=label, **style)
+    if ranked:
+        mean = np.mean([metrics.curves[name].precision for name in ranked], axis=0)
+        axes.plot(RECALL_POINTS, mean, "k--", linewidth=2.5, label=f"mean of {len(ranked)}  mAP50 {metrics.map50:.3f}")
+        axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    note = f", {MOST_LINES // 2} best and worst named" if many else ""
+    axes.set_title(f"Precision and recall at IoU 0.5, {metrics.image_count} images{note}")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def confusion_matrix(metrics: DetectionMetrics, path: Path) -> None:
+    """Counts at IoU 0.5, shaded by their share of the true class; background means missed or invented boxes."""
+    names, counts = _most_confused([*metrics.confusion.class_names, "background"], np.array(metrics.confusion.counts))
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = float(np.clip(3.5 + 0.45 * len(names), 5.5, 11))
+    figure = _figure(side + 1, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts > 0):
+        ink = "white" if shares[row, column] > 0.55 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=ink)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=9)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set(xlabel="detected", ylabel="true")
+    axes.set_title(f"Boxes at IoU 0.5, score at least {metrics.confusion.score_threshold:g}")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    _save(figure, path)
+
+
+def _most_confused(names: list[str], counts: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """The matrix itself, or with all but the most confused classes summed to one where there are many."""
+    if len(names) <= MOST_ROWS + 2:
+        return names, counts
+    classes = counts[:-1, :-1]
+    confused = classes.sum(axis=0) + classes.sum(axis=1) - 2 * np.diag(classes)
+    missed_or_invented = counts[:-1, -1] + counts[-1, :-1]
+    chosen = np.sort(np.lexsort((-missed_or_invented, -confused))[:MOST_ROWS])
+    others = np.setdiff1d(np.arange(len(classes)), chosen)
+    groups = [[index] for index in chosen] + [others.tolist(), [len(classes)]]
+    summed = np.array([[counts[np.ix_(row, column)].sum() for column in groups] for row in groups])
+    return [*(names[index] for index in chosen), f"{len(others)} other classes", names[-1]], summed
+
+
+def predictions_beside_ground_truth(
+    image_set: ImageSet,
+    detections: Detections,
+    open_image: OpenImage,
+    path: Path,
+    count: int = 12,
+    *,
+    score_threshold: float = 0.25,
+) -> None:
+    """Pairs of pictures, labels left, detections right, spread evenly over the set.
+
+    Only detections of at least ``score_threshold`` are drawn.  Raises ``ValueError`` for an empty set.
+    """
+    if not len(image_set) or count < 1:
+        raise ValueError(f"cannot draw {count} of {len(image_set)} images; at least one is needed")
+    confident = detections.select(detections.scores >= score_threshold)
+    indices = np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
+    pairs = [_pair(image_set, int(index), confident, open_image, score_threshold) for index in indices]
+    columns = max(1, round(math.sqrt(len(pairs) / 1.2)))
+    blank = np.full_like(pairs[0], 255)
+    pairs += [blank] * (-len(pairs) % columns)
+    rows = [np.concatenate(pairs[start : start + columns], axis=1) for start in range(0, len(pairs), columns)]
+    write_image(path, np.concatenate(rows))
+
+
+def _pair(
+    image_set: ImageSet, index: int, detections: Detections, open_image: OpenImage, score_threshold: float
+) -> NDArray[np.uint8]:
+    name, image, truth = image_set.path(index), open_image(image_set.path(index)), image_set.boxes(index)
+    scale = TILE_PIXELS / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    found = detections.of_image(index)
+    labelled = draw_boxes(small, truth.boxes_xyxy * scale, truth.labels, image_set.class_names)
+    detected = draw_boxes(small, found.boxes_xyxy * scale, found.labels, image_set.class_names, found.scores)
+    left = _tile(labelled, f"{len(truth)} labels  {Path(name).name}")
+    return np.concatenate([left, _tile(detected, f"{len(found)} detections, score >= {score_threshold:g}")], axis=1)
+
+
+def _tile(picture: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+    """The picture centred on white with a caption above it."""
+    height, width = picture.shape[:2]
+    tile = np.full((TILE_PIXELS + 24, TILE_PIXELS + 6, 3), 255, np.uint8)
+    left, top = (TILE_PIXELS - width) // 2 + 3, 20
+    tile[top : top + height, left : left + width] = picture
+    text = caption if len(caption) <= 44 else caption[:41] + "..."
+    cv2.putText(tile, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    return tile
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Through the Agg canvas, whatever backend the user has set, and without a date, so that equal plots are equal
+    files."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(path, metadata={"Software": None})

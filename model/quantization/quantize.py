@@ -1,0 +1,206 @@
+"""Post-training quantization of a folded network, and the choice of the layers that stay in float.
+
+``quantize`` turns every convolution of a folded network into one that rounds like INT8 and finds its input range on
+calibration images. What comes back is still an ordinary trainable module: quantization-aware training is the ordinary
+training loop over it, with no batch norm left to drift.
+
+Only the inputs of convolutions are rounded. Additions, pooling, concatenation and the box decoding stay in float.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.quantization.fake_quantize import (
+    QuantizedConv2d,
+    QuantizedConvolution,
+    QuantizedConvTranspose2d,
+)
+from model.quantization.observers import Observer, ObserverName, make_observer
+from model.yolo_nas import YoloNAS
+
+PREDICTION_REASON = (
+    "last convolution before scores or box distances: its rounding error is the error of the result, "
+    "and a 1x1 convolution on few channels costs no measurable time in float"
+)
+SIGNED_INPUT_REASON = (
+    "its input contains the output of a transposed convolution without activation, hence negative values, which "
+    "cannot be carried as unsigned integers: processors without VNNI would saturate"
+)
+CPU_FLOAT_LAYERS: Mapping[str, str] = MappingProxyType(
+    {
+        "heads.*.cls_pred": PREDICTION_REASON,
+        "heads.*.reg_pred": PREDICTION_REASON,
+        "neck.neck[12].reduce_after_concat*": SIGNED_INPUT_REASON,
+    }
+)
+"""Pattern of layer names -> why such a layer stays in float by default."""
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How ranges are found and which layers stay in float.
+
+    percentile: used by the percentile observer, in percent of the values of one activation that are kept.
+    float_layers: shell patterns of layer names; each must match at least one layer.
+    """
+
+    observer: ObserverName = "percentile"
+    percentile: float = 99.99
+    float_layers: tuple[str, ...] = field(default_factory=lambda: tuple(CPU_FLOAT_LAYERS))
+
+
+def quantize(model: YoloNAS, calibration: Iterable[Float[Tensor, "B 3 S S"]], config: QuantizationConfig) -> YoloNAS:
+    """Quantized copy of a folded network; the given one is left as it is.
+
+    calibration: batches of training images in [0, 1], letterboxed as in training, without augmentation.
+    Raises ValueError for a network that is not folded, no batch, or a pattern that matches nothing.
+    """
+    if not model.fused:
+        raise ValueError("only a folded network can be quantized: call fuse() first")
+    quantized = copy.deepcopy(model).eval()
+    attach_quantizers(quantized)
+    reasons = {
+        name: CPU_FLOAT_LAYERS.get(pattern, f"asked for by quantize.float_layers {pattern!r}")
+        for pattern in config.float_layers
+        for name in match_layers(quantized, pattern)
+    }
+    set_float_layers(quantized, reasons)
+    calibrate(quantized, calibration, config)
+    return quantized
+
+
+def attach_quantizers(model: nn.Module) -> None:
+    """Replace every convolution in place by its quantized kind, sharing the parameters; ranges are still zero."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedConv2d | QuantizedConvTranspose2d):
+            continue
+        if isinstance(module, nn.Conv2d):
+            _replace(model, name, QuantizedConv2d.from_float(module))
+        elif isinstance(module, nn.ConvTranspose2d):
+            _replace(model, name, QuantizedConvTranspose2d.from_float(module))
+
+
+def calibrate(model: nn.Module, batches: Iterable[Float[Tensor, "B 3 S S"]], config: QuantizationConfig) -> None:
+    """Run the float network over the batches and store the observed input range of every layer."""
+    layers = quantized_layers(model)
+    observers = {name: make_observer(config.observer, config.percentile) for name in layers}
+    count = 0
+    with _observing(layers, observers), only_quantized(model, ()), torch.no_grad():
+        for images in batches:
+            model(images)
+            count += 1
+    if count == 0:
+        raise ValueError("quantize needs at least one batch of calibration images, got none")
+    for name, layer in layers.items():
+        layer.input_amax.fill_(observers[name].amax())
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedConvolution]:
+    """Every layer that can run in INT8, by name, in the order of the network; also those switched to float."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedConv2d | QuantizedConvTranspose2d)
+    }
+
+
+def match_layers(model: nn.Module, pattern: str) -> list[str]:
+    """Names of the quantizable layers that a shell pattern matches; ValueError when there is none."""
+    layers = quantized_layers(model)
+    matches = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
+    if not matches:
+        example = next(iter(layers), "(the network has no quantized layer)")
+        raise ValueError(f"quantize.float_layers: {pattern!r} matches no convolution; a name looks like {example!r}")
+    return matches
+
+
+def set_float_layers(model: nn.Module, reasons: Mapping[str, str]) -> None:
+    """Leave exactly these layers in float, each with the reason to be reported; all others round.
+
+    Raises ValueError for a name that is not a quantizable layer.
+    """
+    layers = quantized_layers(model)
+    unknown = sorted(set(reasons) - set(layers))
+    if unknown:
+        raise ValueError(f"not a quantizable layer: {', '.join(unknown)}")
+    for name, layer in layers.items():
+        layer.quantizing = name not in reasons
+        layer.float_reason = reasons.get(name, "")
+
+
+def float_layers(model: nn.Module) -> dict[str, str]:
+    """Name -> reason of the layers that stay in float."""
+    return {name: layer.float_reason for name, layer in quantized_layers(model).items() if not layer.quantizing}
+
+
+def precision_per_layer(model: nn.Module) -> dict[str, dict[str, str]]:
+    """Name -> {"precision": "int8" or "float32", "reason": why not int8, or empty}, for ``engine.json``."""
+    return {
+        name: {"precision": "int8" if layer.quantizing else "float32", "reason": layer.float_reason}
+        for name, layer in quantized_layers(model).items()
+    }
+
+
+def calibration_digest(model: nn.Module) -> str:
+    """SHA-256 of all calibrated input ranges: equal digests mean equal activation grids."""
+    ranges = {name: float(layer.input_amax).hex() for name, layer in quantized_layers(model).items()}
+    return hashlib.sha256(json.dumps(ranges, sort_keys=True).encode()).hexdigest()
+
+
+def freeze(model: nn.Module) -> None:
+    """Make the scales of every layer constants; call it before export. A frozen model must not be trained."""
+    for layer in quantized_layers(model).values():
+        layer.freeze()
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Undo ``freeze``."""
+    for layer in quantized_layers(model).values():
+        layer.unfreeze()
+
+
+@contextmanager
+def only_quantized(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Within the block exactly the named layers round; afterwards the earlier choice holds again."""
+    layers = quantized_layers(model)
+    before = {name: layer.quantizing for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.quantizing = name in names
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.quantizing = before[name]
+
+
+@contextmanager
+def _observing(layers: Mapping[str, QuantizedConvolution], observers: Mapping[str, Observer]) -> Iterator[None]:
+    def hook_for(observer: Observer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def observe(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            observer.observe(inputs[0])
+
+        return observe
+
+    handles = [layer.register_forward_pre_hook(hook_for(observers[name])) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _replace(model: nn.Module, name: str, replacement: nn.Module) -> None:
+    parent_name, _, child_name = name.rpartition(".")
+    setattr(model.get_submodule(parent_name), child_name, replacement)

@@ -1,0 +1,80 @@
+"""A quantized network on disk: ``quantized.safetensors`` (weights and input ranges) and ``quantized.json``.
+
+Loading gives a network that computes the same bits; it can be trained on, measured or exported.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+import model as model_package
+from model.checkpoint import CheckpointMetadata
+from model.quantization.quantize import attach_quantizers, float_layers, quantized_layers, set_float_layers
+from model.training_state import write_atomically
+from model.yolo_nas import YoloNAS
+
+SCHEMA_VERSION = 1
+WEIGHTS_FILE = "quantized.safetensors"
+METADATA_FILE = "quantized.json"
+
+
+def is_quantized(directory: Path) -> bool:
+    """Whether a directory holds a quantized network."""
+    return (directory / METADATA_FILE).is_file()
+
+
+def save_quantized(directory: Path, model: YoloNAS, metadata: CheckpointMetadata) -> None:
+    """Write a quantized network; the metadata file comes last, so a directory that has it is whole.
+
+    Raises ValueError for a network that is not quantized or whose classes the metadata does not describe.
+    """
+    if not quantized_layers(model):
+        raise ValueError("the network is not quantized: save a float one with save_checkpoint")
+    if model.architecture.variant != metadata.variant or model.num_classes != len(metadata.class_names):
+        raise ValueError(
+            f"metadata says {metadata.variant} with {len(metadata.class_names)} classes, "
+            f"the model is {model.architecture.variant} with {model.num_classes}"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": metadata.to_json(),
+        "float_layers": float_layers(model),
+    }
+    write_atomically(directory / WEIGHTS_FILE, save(state))
+    text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomically(directory / METADATA_FILE, text.encode())
+
+
+def load_quantized(directory: Path) -> tuple[YoloNAS, CheckpointMetadata]:
+    """Quantized network (evaluation mode, CPU) and its metadata.
+
+    Raises ValueError naming the file and the remedy when one is missing, damaged or of another kind.
+    """
+    record = _read_record(directory / METADATA_FILE)
+    metadata = CheckpointMetadata.from_json(record["checkpoint"])
+    network = model_package.build(metadata.variant, len(metadata.class_names)).eval().fuse()
+    attach_quantizers(network)
+    weights = directory / WEIGHTS_FILE
+    try:
+        network.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} is missing, damaged or of another network ({error}); quantize again") from error
+    set_float_layers(network, record["float_layers"])
+    return network, metadata
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); give a directory written by `nasline quantize`") from error
+    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{path} is not quantized-network metadata of schema version {SCHEMA_VERSION}; quantize again")
+    return record

@@ -1,0 +1,94 @@
+"""One optimiser step: loss, gradient, clipping, update, average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from model import processes
+from model.ema import ExponentialMovingAverage
+from model.optimizer import build_optimizer, set_learning_rate
+from model.training_state import TrainedParts
+
+if TYPE_CHECKING:
+    from model.data.loader import Batch
+    from model.loss import Targets
+
+# network, images (B, 3, H, W) float in [0, 1], targets -> loss to minimise, its parts for the record (0-d)
+ComputeLoss = Callable[[nn.Module, Tensor, "Targets"], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Learner:
+    """A network with its optimiser and its average, which learns from one batch at a time.
+
+    Args:
+        network: trained in place; moved to ``device`` and to channels-last memory order.
+        compute_loss: loss of a batch.
+        weight_decay: decay of kernels.
+        ema_decay: long-run decay of the averaged weights.
+        gradient_clip_norm: largest gradient norm, 0 for no limit.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        compute_loss: ComputeLoss,
+        *,
+        weight_decay: float,
+        ema_decay: float,
+        gradient_clip_norm: float,
+        device: torch.device,
+    ) -> None:
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network, self.compute_loss, self.device = network, compute_loss, device
+        self.gradient_clip_norm = gradient_clip_norm
+        self.average = ExponentialMovingAverage(network, ema_decay)
+        self.optimizer = build_optimizer(network, learning_rate=0.0, weight_decay=weight_decay)
+        self._trained = processes.averaging_gradients(network, device)
+
+    @property
+    def parts(self) -> TrainedParts:
+        """Everything ``step`` changes."""
+        return TrainedParts(self.network, self.average.network, self.optimizer)
+
+    def step(self, batch: Batch, learning_rate: float, update: int) -> dict[str, float]:
+        """Optimiser step number ``update`` (the first is 1), on ``batch``; gives the loss and its parts.
+
+        Raises:
+            ValueError: when the loss or its gradient is not finite; the weights are then unchanged.
+        """
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        images, targets = self._as_input(batch.images), batch.targets.to(self.device)
+        loss, parts = self.compute_loss(self._trained, images, targets)
+        losses = _as_numbers({"loss": loss, **{f"loss_{name}": part for name, part in parts.items()}})
+        _require_finite("loss", losses["loss"], update, losses)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip_norm or torch.inf)
+        _require_finite("gradient norm", norm.item(), update, losses)
+        self.optimizer.step()
+        self.average.update(self.network, update)
+        return losses
+
+    def _as_input(self, images: Tensor) -> Tensor:
+        moved = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return moved.float().div_(255.0)
+
+
+def _as_numbers(losses: dict[str, Tensor]) -> dict[str, float]:
+    """All values in one transfer from the device."""
+    values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
+    return dict(zip(losses, values, strict=True))
+
+
+def _require_finite(what: str, value: float, update: int, losses: dict[str, float]) -> None:
+    if value - value != 0.0:  # NaN and both infinities
+        parts = ", ".join(f"{name} {part:g}" for name, part in losses.items())
+        raise ValueError(
+            f"the {what} became {value:g} at optimiser step {update} ({parts}); lower learning_rate, "
+            "lengthen warmup_steps or set gradient_clip_norm"
+        )

@@ -1,0 +1,112 @@
+"""`nasline export`: the device-free engine, compared with the torch networks before it is published."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_tasks.errors import DataError
+from pipeline_tasks.execution import StepContext
+from pipeline_tasks.training_task import open_images, prepare_torch
+from pipeline_tasks.workspace import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from model.checkpoint import CheckpointMetadata
+    from model.yolo_nas import YoloNAS
+
+log = logging.getLogger(__name__)
+
+INT8_FILE, FLOAT_FILE, ENGINE_FILE = "model.onnx", "model.float.onnx", "engine.json"
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.7
+"""Defaults of `predict`, as the reference's COCO checkpoints use them."""
+
+
+def export(context: StepContext) -> dict[str, Any]:
+    """Write model.onnx (INT8), model.float.onnx and engine.json.
+
+    Raises:
+        DataError: an exported file does not compute what its network computes; nothing is published.
+    """
+    from model.checkpoint import load_checkpoint
+    from model.export import export_onnx
+    from model.onnx_structure import check_structure
+    from model.quantization import load_quantized, quantized_layers
+
+    prepare_torch(context.parameters.start)
+    student, metadata = load_checkpoint(context.inputs["student"])
+    quantized, _ = load_quantized(context.inputs["quantized"])
+    folder = context.output / "engine"
+    folder.mkdir()
+    networks = {INT8_FILE: quantized.eval(), FLOAT_FILE: student.eval().fused_copy()}
+    for name, network in networks.items():
+        export_onnx(
+            network, folder / name, preprocessing=metadata.preprocessing, class_names=metadata.class_names
+        )
+    report = check_structure(folder / INT8_FILE, _quantized_names(quantized_layers(quantized)))
+    agreement = _compare(context, folder, networks, metadata)
+    write_json(folder / ENGINE_FILE, _engine_metadata(context, quantized, metadata))
+    megabytes = (folder / INT8_FILE).stat().st_size / 1e6
+    log.info("engine of %.2f MB: %d convolutions in INT8", megabytes, len(report.quantized))
+    return {**agreement, "megabytes": megabytes, "quantized_convolutions": len(report.quantized)}
+
+
+def _quantized_names(layers: Any) -> set[str]:
+    return {name for name, layer in layers.items() if layer.enabled}
+
+
+def _compare(
+    context: StepContext, folder: Path, networks: dict[str, YoloNAS], metadata: CheckpointMetadata
+) -> dict[str, Any]:
+    """Both files against their networks on validation images, by ONNX Runtime without graph optimisation."""
+    from model.engines import compare_outputs, load_engine
+    from model.evaluation import torch_predictor
+
+    limit = context.parameters.export.maximum_box_error_pixels
+    images = _comparison_images(context, metadata)
+    device = prepare_torch(context.parameters.start)
+    errors = {}
+    for name, network in networks.items():
+        engine = load_engine(folder / name, runtime="onnxruntime", optimize=False)
+        agreement = compare_outputs(torch_predictor(network, device), engine.run, images)
+        label = "int8" if name == INT8_FILE else "float"
+        errors[f"{label}_mean_box_error_pixels"] = agreement.mean_box_error_pixels
+        errors[f"{label}_mean_score_error"] = agreement.mean_score_error
+        if agreement.mean_box_error_pixels > limit:
+            raise DataError(
+                f"{name} differs from its torch network by {agreement.mean_box_error_pixels:.3f} pixels on confident "
+                f"anchors, more than export.maximum_box_error_pixels {limit}; nothing was published"
+            )
+    return errors
+
+
+def _comparison_images(context: StepContext, metadata: CheckpointMetadata) -> NDArray[np.uint8]:
+    import numpy as np
+
+    from model.data.loader import evaluation_batches
+    from model.data.tables import read_dataset
+
+    images = read_dataset(context.inputs["target"]).split("val")
+    chosen = images.subset(np.arange(min(len(images), context.parameters.export.comparison_images)))
+    batches = evaluation_batches(chosen, open_images(context), metadata.preprocessing, len(chosen))
+    return np.concatenate([batch for batch, _, _ in batches])
+
+
+def _engine_metadata(context: StepContext, quantized: YoloNAS, metadata: CheckpointMetadata) -> dict[str, Any]:
+    from model.quantization import calibration_digest, precision_per_layer
+
+    return {
+        "schema_version": 1,
+        "variant": metadata.variant,
+        "class_names": list(metadata.class_names),
+        "preprocessing": metadata.preprocessing.to_json(),
+        "score_threshold": SCORE_THRESHOLD,
+        "iou_threshold": IOU_THRESHOLD,
+        "precision": precision_per_layer(quantized),
+        "calibration_digest": calibration_digest(quantized),
+        "lineage": metadata.lineage,
+        "parents": dict(context.input_digests),
+    }

@@ -1,0 +1,197 @@
+"""`nasline gate`: build the target's engines, measure accuracy and latency on them, judge."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_tasks import champion, verdict
+from pipeline_tasks.execution import StepContext
+from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
+from pipeline_tasks.training_task import open_images
+from pipeline_tasks.verdict import Rule, Verdict, at_least, at_most
+from pipeline_tasks.workspace import write_json
+
+if TYPE_CHECKING:
+    from model.engines.latency import LatencyRecord
+
+    from model.data.image_set import ImageSet
+    from model.detections import Detections
+    from model.engines import Engine
+    from model.evaluation import DetectionMetrics
+    from model.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
+
+PICTURES = 8
+
+
+def gate(context: StepContext) -> dict[str, Any]:
+    """Measure both engines of the target on the test split and write verdict.json.
+
+    A rejection is a result: it is published, and the command's exit code 99 tells it.
+    """
+    from model.data.tables import read_dataset
+    from model.evaluation import evaluate
+
+    engine_folder = context.inputs["engine"]
+    preprocessing = read_preprocessing(engine_folder)
+    test_set = read_dataset(context.inputs["target"]).split("test")
+    engines = _build_engines(context, engine_folder)
+    found = {name: detect_with(context, engine, test_set, preprocessing) for name, engine in engines.items()}
+    metrics = {name: evaluate(detections, test_set) for name, detections in found.items()}
+    latency = _measure_latency(context, engines, preprocessing)
+    comparison = champion.compare(context, found["int8"], test_set)
+    judged = _judge(context, metrics, latency, comparison, engine_folder)
+    _write(context, judged, metrics, latency, comparison)
+    _draw(context, metrics["int8"], found["int8"], test_set)
+    (log.info if judged.passed else log.warning)("verdict: %s", judged.sentence())
+    return _summary(judged, metrics, latency)
+
+
+def read_preprocessing(engine_folder: Path) -> Preprocessing:
+    """How images must be prepared for an engine."""
+    import json
+
+    from model.preprocessing import Preprocessing
+
+    return Preprocessing.from_json(json.loads((engine_folder / "engine.json").read_text())["preprocessing"])
+
+
+def _build_engines(context: StepContext, engine_folder: Path) -> dict[str, Engine]:
+    """The target's own engines, in the output: what is measured is what was built here."""
+    from model.engines import build_openvino, load_engine
+
+    given = context.parameters.gate
+    engines = {}
+    for name, file in (("int8", INT8_FILE), ("float", FLOAT_FILE)):
+        source = engine_folder / file
+        if given.runtime == "openvino":
+            source = build_openvino(source, context.output / "target" / name)
+        engines[name] = load_engine(source, runtime=given.runtime, threads=given.latency_threads)
+    return engines
+
+
+def detect_with(
+    context: StepContext, engine: Engine, images: ImageSet, preprocessing: Preprocessing
+) -> Detections:
+    """Detections of an engine on an image set, as the metric wants them."""
+    from model.evaluation import detect
+
+    return detect(engine.run, images, open_images(context), preprocessing, batch_size=1)
+
+
+def _measure_latency(
+    context: StepContext, engines: dict[str, Engine], preprocessing: Preprocessing
+) -> dict[str, LatencyRecord]:
+    """Batch one, engines interleaved; a measurement that scatters too much is repeated, then refused."""
+    import numpy as np
+    from model.engines.latency import measure_latency
+
+    given = context.parameters.gate
+    size = preprocessing.input_size
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
+    return measure_latency(
+        engines, image, warmup_seconds=1.0, repeats=given.latency_repeats, maximum_spread=given.maximum_spread
+    )
+
+
+def _judge(
+    context: StepContext,
+    metrics: dict[str, DetectionMetrics],
+    latency: dict[str, LatencyRecord],
+    comparison: champion.Comparison | None,
+    engine_folder: Path,
+) -> Verdict:
+    given = context.parameters.gate
+    int8, plain = metrics["int8"].map50_95, metrics["float"].map50_95
+    p50 = {name: record.p50_ms for name, record in latency.items()}
+    megabytes = (engine_folder / INT8_FILE).stat().st_size / 1e6
+    on_test = f"test split, {given.runtime} on {given.target}"
+    timed = f"{latency['int8'].device}, batch 1, interleaved"
+    rules = [
+        *at_least("INT8 mAP50-95", int8, given.minimum_map, "", on_test),
+        *at_most("mAP50-95 lost by INT8", 100 * (plain - int8), given.maximum_map_drop, "points", on_test),
+        *at_most("INT8 latency p50", p50["int8"], given.maximum_latency_ms, "ms", timed),
+        *at_least("speed-up over float", p50["float"] / p50["int8"], given.minimum_speedup, "times", timed),
+        *at_most("INT8 file size", megabytes, given.maximum_size_megabytes, "MB", INT8_FILE),
+        *_licence_rule(context, engine_folder),
+        *champion.rules(comparison, given),
+    ]
+    return Verdict(tuple(rules))
+
+
+def _licence_rule(context: StepContext, engine_folder: Path) -> list[Rule]:
+    """Every licence the images descend from must be accepted by name; an unknown one never is by default."""
+    import json
+
+    accepted = context.parameters.gate.require_licence
+    if accepted is None:
+        return []
+    lineage = json.loads((engine_folder / "engine.json").read_text())["lineage"]
+    refused = sorted(set(lineage["images"]) - set(accepted))
+    measured = "policy satisfied" if not refused else "not accepted: " + ", ".join(refused)
+    return [Rule("image licences", ", ".join(accepted), measured, "", "lineage of the engine", not refused)]
+
+
+def _write(
+    context: StepContext,
+    judged: Verdict,
+    metrics: dict[str, DetectionMetrics],
+    latency: dict[str, LatencyRecord],
+    comparison: champion.Comparison | None,
+) -> None:
+    """Accuracy and latency apart: equal work gives equal accuracy files, while times always differ."""
+    drop = 100 * (metrics["float"].map50_95 - metrics["int8"].map50_95)
+    scalars = {name: entry.scalars() for name, entry in metrics.items()}
+    write_json(context.output / "accuracy.json", {**scalars, "int8_map_drop_points": drop})
+    write_json(context.output / "latency.json", {name: record.to_json() for name, record in latency.items()})
+    _write_precision_recall(context.output / "precision_recall.csv", metrics["int8"])
+    quarantined = _quarantined_test_images(context)
+    content = judged.to_json()
+    content["champion_comparison"] = comparison.to_json() if comparison else None
+    content["test_images_quarantined"] = quarantined
+    write_json(context.output / verdict.FILE, content)
+
+
+def _write_precision_recall(path: Path, metrics: DetectionMetrics) -> None:
+    """The curves behind the picture, at 101 recalls, for `dvc plots diff`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "recall", "precision", "score"])
+        for name, curve in metrics.curves.items():
+            points = enumerate(zip(curve.precision, curve.score, strict=True))
+            writer.writerows([name, step / 100, precision, score] for step, (precision, score) in points)
+
+
+def _quarantined_test_images(context: StepContext) -> int:
+    from model.data.tables import read_dataset
+
+    return int(read_dataset(context.inputs["target"]).metadata.quarantined.get("test", 0))
+
+
+def _draw(context: StepContext, metrics: DetectionMetrics, found: Detections, test_set: ImageSet) -> None:
+    from model.plots import confusion_matrix, precision_recall, predictions_beside_ground_truth
+
+    folder = context.output / "plots"
+    folder.mkdir()
+    precision_recall(metrics, folder / "precision_recall.png")
+    confusion_matrix(metrics, folder / "confusion_matrix.png")
+    predictions_beside_ground_truth(test_set, found, open_images(context), folder / "predictions.png", PICTURES)
+
+
+def _summary(
+    judged: Verdict, metrics: dict[str, DetectionMetrics], latency: dict[str, LatencyRecord]
+) -> dict[str, Any]:
+    return {
+        "passed": int(judged.passed),
+        "verdict": judged.sentence(),
+        "int8_map50_95": metrics["int8"].map50_95,
+        "float_map50_95": metrics["float"].map50_95,
+        "int8_map50": metrics["int8"].map50,
+        "int8_latency_p50_ms": latency["int8"].p50_ms,
+        "float_latency_p50_ms": latency["float"].p50_ms,
+        "speedup": latency["float"].p50_ms / latency["int8"].p50_ms,
+    }

@@ -1,0 +1,84 @@
+"""What a step's process owes its surroundings: it dies with its Airflow task and stops cleanly when told to."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from pipeline_tasks.errors import TemporaryError
+
+log = logging.getLogger(__name__)
+
+PARENT_VARIABLE = "NASLINE_DIE_WITH_PARENT"
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies, if the DAG's operator asked for it.
+
+    A plain child survives a `kill -9` of its Airflow task and would train on beside the retry. The parent may
+    die before the request is made, so the parent is compared afterwards.
+
+    Raises:
+        TemporaryError: the parent is already gone.
+    """
+    expected = os.environ.pop(PARENT_VARIABLE, None)
+    if expected is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(expected):
+        raise TemporaryError(f"the process {expected} that started this step is gone; the step stops before it began")
+
+
+class Stopper:
+    """Turns SIGTERM and SIGINT into an orderly end.
+
+    Steps that cannot pause are interrupted where they are (nothing is published before its end). Training loops
+    run inside `cooperative()`: there the signal only raises a flag, which they read after each optimiser step.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._cooperative = False
+        self._parent = os.getppid()
+
+    def install(self) -> None:
+        """Handle the signals from now on (main thread only)."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def requested(self) -> bool:
+        """Whether the process was told to stop."""
+        return self._requested
+
+    @contextmanager
+    def cooperative(self) -> Iterator[None]:
+        """Inside, the caller promises to read `requested` often."""
+        self._cooperative = True
+        try:
+            yield
+        finally:
+            self._cooperative = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._requested and not self._cooperative:
+            return
+        self._requested = True
+        if os.getppid() != self._parent:
+            _send_output_nowhere()
+        if not self._cooperative:
+            raise TemporaryError(f"told to stop by {signal.Signals(number).name}; nothing was published")
+
+
+def _send_output_nowhere() -> None:
+    """Once the parent is dead its pipe is broken, and a log line would end the step before its checkpoint."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)

@@ -1,0 +1,54 @@
+"""From a step's name to its function."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+from pipeline_tasks import errors, pseudo_label, verdict
+from pipeline_tasks.errors import UsageError
+from pipeline_tasks.execution import StepBody, StepResult, execute
+from pipeline_tasks.process import Stopper
+from pipeline_tasks.workspace import Workspace
+
+
+def run_step(
+    workspace: Workspace, run: str, step: str, part: str = "", shard: str | None = None
+) -> tuple[StepResult, int]:
+    """Run one step (or one part or shard of it). Returns its result and the exit code: 0, or 99 for a rejection."""
+    stopper = Stopper()
+    stopper.install()
+    if shard is not None:
+        return _run_shards(workspace, run, shard, stopper), errors.EXIT_DONE
+    result = execute(workspace, run, step, _body(step), stopper, part)
+    return result, _exit_code(workspace.step_directory(step, result.key), step)
+
+
+def _run_shards(workspace: Workspace, run: str, shard: str, stopper: Stopper) -> StepResult:
+    """One shard, or every shard of the run one after the other; gives the last one's result."""
+    if shard != "all":
+        return pseudo_label.run_shard(workspace, run, *_parse_shard(shard), stopper)
+    count = int(workspace.read_run(run)["parameters"]["pseudo_label"]["shards"])
+    return [pseudo_label.run_shard(workspace, run, index, count, stopper) for index in range(count)][-1]
+
+
+def _body(step: str) -> StepBody:
+    """Each step is a module with a function of the same name; only the one needed is imported."""
+    body: StepBody = getattr(importlib.import_module(f"pipeline_tasks.{step}"), step)
+    return body
+
+
+def _exit_code(directory: Path, step: str) -> int:
+    if step not in ("gate", "register"):
+        return errors.EXIT_DONE
+    content = json.loads((directory / verdict.FILE).read_text(encoding="utf-8"))
+    return errors.EXIT_DONE if content["passed"] else errors.RejectedError.exit_code
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise UsageError(f"--shard {text!r} must be `all` or I/N with I from 0 to N-1, for example 0/4")
+    return int(match[1]), int(match[2])

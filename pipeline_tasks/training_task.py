@@ -1,0 +1,259 @@
+"""What the training steps share: loader, loop, evaluation and the files they publish."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_tasks.errors import ConfigurationError, TemporaryError
+from pipeline_tasks.execution import StepContext
+from pipeline_tasks.params import StartParameters, TrainingParameters
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.checkpoint import CheckpointMetadata
+    from model.data.image_set import ImageSet, OpenImage
+    from model.data.loader import TrainingLoader
+    from model.preprocessing import Preprocessing
+    from model.training import TrainingConfig, TrainingResult
+    from model.training_step import ComputeLoss
+    from model.yolo_nas import YoloNAS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """One training: a network, what it learns from, and what it is measured on."""
+
+    model: YoloNAS
+    training_set: ImageSet
+    validation_set: ImageSet | None
+    compute_loss: ComputeLoss
+    parameters: TrainingParameters
+    preprocessing: Preprocessing
+
+
+def prepare_torch(shared: StartParameters) -> torch.device:
+    """Set threads and seed, and return the device that `start.device` names.
+
+    Raises:
+        ConfigurationError: CUDA was asked for and is not there.
+    """
+    import torch
+
+    if shared.threads:
+        torch.set_num_threads(shared.threads)
+    torch.manual_seed(shared.seed)
+    if shared.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(f"start.device is {shared.device!r}, but torch finds no CUDA device; use cpu")
+    return torch.device(shared.device)
+
+
+def open_images(context: StepContext) -> OpenImage:
+    """Reader of the run's images by the paths in the dataset tables."""
+    from pipeline_tasks.images import make_open_image
+
+    return make_open_image(context.dataset_roots())
+
+
+def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
+    """Train until the end, or until told to stop, and write metrics.jsonl and the curves.
+
+    Raises:
+        TemporaryError: told to stop; the state is saved and the same command goes on from it.
+    """
+    from model.plots import training_curves
+
+    from model.training import Stopped, train
+
+    shared = context.parameters.start
+    device = prepare_torch(shared)
+    loader = _loader(context, task)
+    evaluate = _evaluation(context, task, device) if task.validation_set is not None else None
+    try:
+        with context.stopper.cooperative():
+            result = train(
+                task.model,
+                loader,
+                task.compute_loss,
+                training_config(task.parameters, shared),
+                context.state,
+                evaluate=evaluate,
+                on_epoch_end=context.on_epoch_end,
+                should_stop=context.stopper.requested,
+            )
+    except Stopped as stopped:
+        raise TemporaryError(f"told to stop: {stopped}; run the same command again to go on") from None
+    task.model.load_state_dict(result.best_model_state)
+    task.model.eval()
+    shutil.copyfile(context.state / "metrics.jsonl", context.output / "metrics.jsonl")
+    _write_history(context.output / "history.csv", result.history)
+    training_curves(result.history, _plots(context) / "curves.png")
+    return result
+
+
+def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """The epochs as a table, for `dvc plots diff`."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def training_config(parameters: TrainingParameters, shared: StartParameters) -> TrainingConfig:
+    """The model package's settings from a section of params.yaml."""
+    from model.training import TrainingConfig
+
+    return TrainingConfig(
+        epochs=parameters.epochs,
+        batch_size=parameters.batch_size,
+        learning_rate=parameters.learning_rate,
+        final_learning_rate_ratio=parameters.final_learning_rate_ratio,
+        weight_decay=parameters.weight_decay,
+        warmup_steps=parameters.warmup_steps,
+        ema_decay=parameters.ema_decay,
+        gradient_clip_norm=parameters.gradient_clip_norm or 0.0,
+        close_mosaic_epochs=parameters.close_mosaic_epochs,
+        evaluate_every_epochs=parameters.evaluate_every_epochs,
+        checkpoint_every_steps=parameters.checkpoint_every_steps,
+        seed=shared.seed,
+        device=shared.device,
+        budget_minutes=parameters.budget_minutes,
+    )
+
+
+def _loader(context: StepContext, task: TrainingTask) -> TrainingLoader:
+    from model.data.augmentation import AugmentationConfig
+    from model.data.loader import TrainingLoader
+
+    shared, given = context.parameters.start, task.parameters
+    augmentation = AugmentationConfig(
+        mosaic_probability=given.mosaic,
+        mixup_probability=given.mixup,
+        minimum_scale=1 - given.scale,
+        maximum_scale=1 + given.scale,
+        translation=given.translate,
+        rotation_degrees=given.rotate_degrees,
+        horizontal_flip_probability=given.flip,
+        hsv_probability=1.0 if given.color_jitter else 0.0,
+        hue_degrees=10.0 * given.color_jitter,
+        saturation=min(1.0, 0.4 * given.color_jitter),
+        value=min(1.0, 0.3 * given.color_jitter),
+    )
+    return TrainingLoader(
+        task.training_set,
+        open_images(context),
+        task.preprocessing,
+        given.batch_size,
+        augmentation,
+        shared.seed,
+        workers=shared.loader_workers,
+        cache_megabytes=shared.cache_megabytes,
+    )
+
+
+def _evaluation(
+    context: StepContext, task: TrainingTask, device: torch.device
+) -> Callable[[torch.nn.Module], dict[str, float]]:
+    from model.evaluation import detect, evaluate, torch_predictor
+
+    validation_set, open_image = task.validation_set, open_images(context)
+    assert validation_set is not None
+
+    def measure(model: torch.nn.Module) -> dict[str, float]:
+        found = detect(torch_predictor(model, device), validation_set, open_image, task.preprocessing)
+        return evaluate(found, validation_set).scalars()
+
+    return measure
+
+
+def detection_loss(num_classes: int) -> ComputeLoss:
+    """The plain detection loss as a function of network, images, targets and progress (unused)."""
+    from model.loss import DetectionLoss
+
+    criterion = DetectionLoss(num_classes)
+
+    def compute(model: Any, images: Any, targets: Any, progress: float) -> tuple[Any, dict[str, Any]]:
+        (boxes_xyxy, scores), raw = model(images)
+        parts = criterion(raw, boxes_xyxy, scores, targets)
+        return parts.total, {
+            "classification": parts.classification, "iou": parts.iou, "distribution": parts.distribution
+        }  # fmt: skip
+
+    return compute
+
+
+def write_checkpoint(
+    context: StepContext, model: YoloNAS, class_names: tuple[str, ...], step: int, lineage: Mapping[str, Any]
+) -> CheckpointMetadata:
+    """Publish the network as `checkpoint/`, with its parents' digests and its lineage."""
+    from model.checkpoint import CheckpointMetadata, save_checkpoint
+    from model.preprocessing import Preprocessing
+
+    metadata = CheckpointMetadata(
+        variant=model.architecture.variant,
+        class_names=class_names,
+        preprocessing=Preprocessing(context.parameters.start.image_size),
+        step=step,
+        parents=dict(context.input_digests),
+        lineage=dict(lineage),
+    )
+    save_checkpoint(context.output / "checkpoint", model, metadata)
+    return metadata
+
+
+def start_network(
+    context: StepContext, variant: str, class_names: tuple[str, ...], source: Path
+) -> tuple[YoloNAS, dict[str, Any]]:
+    """A network of the step's own classes with the weights of a checkpoint, as far as they fit, and its lineage."""
+    import model
+    from model.checkpoint import load_checkpoint, transfer_weights
+
+    prepare_torch(context.parameters.start)
+    network = model.build(variant, len(class_names))
+    parent, metadata = load_checkpoint(source)
+    report = transfer_weights(network, parent.state_dict(), metadata.class_names, class_names)
+    log.info(
+        "weights from %s: %d tensors kept, %d new, %d of %d classes known",
+        source.parent.name, len(report.kept), len(report.reinitialised), len(report.classes_kept), len(class_names),
+    )  # fmt: skip
+    return network, dict(metadata.lineage)
+
+
+def merge_lineage(*lineages: Mapping[str, Any]) -> dict[str, Any]:
+    """Union of lineages: every licence that any ancestor carries, images counted per licence."""
+    merged: dict[str, Any] = {"weights": [], "annotations": [], "images": {}}
+    for lineage in lineages:
+        for kind in ("weights", "annotations"):
+            merged[kind] = sorted({*merged[kind], *lineage.get(kind, [])})
+        for licence, count in lineage.get("images", {}).items():
+            merged["images"][licence] = max(merged["images"].get(licence, 0), count)
+    return merged
+
+
+def dataset_lineage(folder: Path) -> dict[str, Any]:
+    """Licences of a dataset's annotations and images, each apart."""
+    licences = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["licences"]
+    return {"weights": [], "annotations": [licences["annotations"]], "images": licences["images"]}
+
+
+def _plots(context: StepContext) -> Path:
+    folder = context.output / "plots"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def training_summary(result: TrainingResult, images: int) -> dict[str, Any]:
+    """The numbers of a training that its manifest and MLflow carry."""
+    best = next((row for row in result.history if row["epoch"] == result.best_epoch), result.history[-1])
+    scores = {name: best[name] for name in ("map50_95", "map50", "map75") if name in best}
+    return {"images": images, "steps": result.total_steps, "best_epoch": result.best_epoch, **scores}

@@ -1,0 +1,32 @@
+"""Columns of Arrow tables as numpy arrays, and what is computed on them in more than one place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+def split_counts(table: pa.Table) -> dict[str, int]:
+    """Rows of each split, by name of the split."""
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(table["split"]).to_pylist()}
+    return dict(sorted(counts.items()))
+
+
+def floats(column: pa.ChunkedArray, rows: pa.Array | None = None) -> NDArray[np.float64]:
+    """A column as float64, nulls as NaN, optionally taken at `rows` (null rows give NaN)."""
+    taken = column if rows is None else column.take(rows)
+    values: NDArray[np.float64] = taken.cast(pa.float64()).fill_null(np.nan).to_numpy()
+    return values
+
+
+def clip(
+    x: NDArray[np.float64], y: NDArray[np.float64], w: NDArray[np.float64], h: NDArray[np.float64],
+    width: NDArray[np.float64], height: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], ...]:  # fmt: skip
+    """Boxes cut at the image border; a box that lies inside keeps its numbers to the last bit."""
+    left, top = np.maximum(x, 0.0), np.maximum(y, 0.0)
+    right, bottom = np.minimum(x + w, width), np.minimum(y + h, height)
+    inside_x, inside_y = (x >= 0) & (x + w <= width), (y >= 0) & (y + h <= height)
+    return left, top, np.where(inside_x, w, right - left), np.where(inside_y, h, bottom - top)

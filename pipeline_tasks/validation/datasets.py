@@ -1,0 +1,137 @@
+"""Validation of the target, pretraining and unlabelled sets, from raw tables to published ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model.data.tables import write_dataset
+from pipeline_tasks.data.raw import RawDataset
+from pipeline_tasks.errors import DataError
+from pipeline_tasks.validation import report
+from pipeline_tasks.validation.images import inspect_images
+from pipeline_tasks.validation.judgement import JudgedSet, JudgedTable, violations
+from pipeline_tasks.validation.limits import ValidationLimits
+from pipeline_tasks.validation.published import Published, publishable
+from pipeline_tasks.validation.rules import IMAGE_RULES, NO_TARGET_TEST_IMAGE, box_rules
+from pipeline_tasks.validation.suites import Suite, run_suites
+from pipeline_tasks.validation.tables import derive_boxes, derive_images
+
+ROLES = ("target", "pretrain", "unlabeled")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoleResult:
+    """Rows of one set that are published, and rows that were taken out."""
+
+    images: int
+    boxes: int
+    quarantined_images: int
+    quarantined_boxes: int
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What `validate` found; `summary` is the content of validation.json."""
+
+    roles: dict[str, RoleResult]
+    summary: dict[str, Any]
+
+
+def validate(
+    raw: Mapping[str, RawDataset],
+    roots: Mapping[str, Path],
+    limits: ValidationLimits,
+    output: Path,
+    threads: int = 0,
+) -> ValidationResult:
+    """Judge the sets of the roles "target", "pretrain" and "unlabeled", quarantine bad rows, publish the others.
+
+    Writes to `output`, for each role ROLE/{images.parquet,boxes.parquet,dataset.json} (equal bytes for equal input),
+    then validation.json, quarantine.jsonl, quarantine.csv and data_docs/ with index.html. `roots`: folder of each
+    role; `threads`: decoders, 0 for every core. Raises `DataError` when more is bad than `limits` allow: the report
+    is then in `output`, but no tables are.
+    """
+    judged = _judge_all(raw, roots, limits, threads)
+    broken = [sentence for one in judged.values() for sentence in violations(one, limits)]
+    published = {role: publishable(one) for role, one in judged.items()}
+    output.mkdir(parents=True, exist_ok=True)
+    suites = run_suites([suite for one in judged.values() for suite in _suites(one, limits)], output / "data_docs")
+    if not broken:
+        for role, content in published.items():
+            write_dataset(output / role, content.images, content.boxes, content.metadata)
+    sets = {role: report.describe_set(judged[role], published[role], output / role) for role in judged}
+    summary = report.summarise(sets, broken, limits, suites)
+    report.write(output, summary, judged.values())
+    if broken:
+        others = f" ({len(broken) - 1} more limits are exceeded)" if len(broken) > 1 else ""
+        raise DataError(broken[0] + others)
+    return ValidationResult({role: _result(role, published[role], judged[role]) for role in judged}, summary)
+
+
+def _judge_all(
+    raw: Mapping[str, RawDataset], roots: Mapping[str, Path], limits: ValidationLimits, threads: int
+) -> dict[str, JudgedSet]:
+    """The target comes first: its test images must not be in the other sets."""
+    if unknown := sorted(set(raw) - set(ROLES)):
+        raise ValueError(f"unknown role {unknown[0]!r}; roles are {', '.join(ROLES)}")
+    judged: dict[str, JudgedSet] = {}
+    for role in ROLES:
+        if role in raw:
+            target_test = _test_images(judged["target"]) if "target" in judged else None
+            judged[role] = _judge(role, raw[role], roots[role], limits, target_test, threads)
+    return judged
+
+
+def _judge(
+    role: str,
+    raw: RawDataset,
+    root: Path,
+    limits: ValidationLimits,
+    target_test: pa.Table | None,
+    threads: int,
+) -> JudgedSet:
+    files = inspect_images(root, raw.images["path"].to_pylist(), threads)
+    images = derive_images(raw, files, target_test)
+    boxes = derive_boxes(raw, images, limits.box_tolerance_pixels)
+    rules = IMAGE_RULES if target_test is None else (*IMAGE_RULES, NO_TARGET_TEST_IMAGE)
+    judged_boxes = JudgedTable("boxes", boxes, box_rules(limits.box_tolerance_pixels))
+    return JudgedSet(role, raw, JudgedTable("images", images, rules), judged_boxes)
+
+
+def _test_images(target: JudgedSet) -> pa.Table:
+    rows = target.images.rows
+    return rows.filter(pc.equal(rows["split"], "test")).select(["sha256", "path"])
+
+
+def _suites(judged: JudgedSet, limits: ValidationLimits) -> list[Suite]:
+    return [
+        Suite(
+            name=f"{judged.role}_{table.kind}",
+            table=table.rows,
+            rules=table.rules,
+            allowed_fractions={rule.name: limits.allowed_fraction(rule, table.kind) for rule in table.rules},
+        )
+        for table in judged.tables
+    ]
+
+
+def _result(role: str, published: Published, judged: JudgedSet) -> RoleResult:
+    result = RoleResult(
+        images=len(published.images),
+        boxes=len(published.boxes),
+        quarantined_images=int((~judged.images.good).sum()),
+        quarantined_boxes=int((~judged.boxes.good).sum()),
+    )
+    logger.info(
+        "%s: %d images and %d boxes published, %d images and %d boxes quarantined",
+        role, result.images, result.boxes, result.quarantined_images, result.quarantined_boxes,
+    )  # fmt: skip
+    return result

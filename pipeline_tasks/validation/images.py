@@ -1,0 +1,93 @@
+"""Reading every picture once: is it there, can it be decoded to the end, how large is it, what is its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+from pipeline_tasks.errors import DataError
+from pipeline_tasks.images import decode
+
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")
+FILES_PER_TASK = 32
+_EXIF_ORIENTATION = 0x0112
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    DataError,
+)
+
+FILES_SCHEMA = pa.schema(
+    {
+        "file_present": pa.bool_(),  # null: the record names no usable file
+        "decodable": pa.bool_(),  # null: the file is missing
+        "decode_error": pa.string(),
+        "real_width": pa.int32(),  # pixels, upright after the EXIF orientation
+        "real_height": pa.int32(),
+        "sha256": pa.string(),  # of the file's bytes
+    }
+)
+_FileFacts = tuple[bool | None, bool | None, str | None, int | None, int | None, str | None]
+
+
+def inspect_images(folder: Path, paths: Sequence[str | None], threads: int = 0) -> pa.Table:
+    """One row of `FILES_SCHEMA` for each path below `folder`, in their order; `threads` 0 takes every core.
+
+    A file is decoded to its last row: OpenCV fills the missing part of a truncated JPEG with grey and says nothing,
+    Pillow refuses it.
+    """
+    groups = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as executor, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF data and large pictures; what matters comes as an error
+        inspected = executor.map(lambda group: [_inspect(folder, path) for path in group], groups)
+        rows = list(chain.from_iterable(inspected))
+    columns = zip(*rows, strict=True) if rows else [() for _ in FILES_SCHEMA]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, FILES_SCHEMA, strict=True)], schema=FILES_SCHEMA)
+
+
+def _inspect(folder: Path, path: str | None) -> _FileFacts:
+    if path is None:
+        return None, None, None, None, None, None
+    try:
+        content = Path(folder, path).read_bytes()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        return not missing, None if missing else False, error.strerror, None, None, None
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        width, height = _decoded_size(content)
+    except _DECODE_ERRORS as error:
+        return True, False, str(error) or type(error).__name__, None, None, digest
+    return True, True, None, width, height, digest
+
+
+def _decoded_size(content: bytes) -> tuple[int, int]:
+    """(width, height) of a picture as the training loader will see it; raises where it cannot be decoded fully."""
+    if not content:
+        raise ValueError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            image.load()
+            (width, height), turned = image.size, image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            checked_twice = image.format not in ("JPEG", "MPO")
+    except UnidentifiedImageError:
+        raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
+    if checked_twice:  # OpenCV reads fewer variants of these formats, and not all of them upright
+        height, width = decode(np.frombuffer(content, np.uint8), "the file").shape[:2]
+        return width, height
+    return (height, width) if turned else (width, height)

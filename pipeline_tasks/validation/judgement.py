@@ -1,0 +1,163 @@
+"""What the rules found in one set, and whether it is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline_tasks.data.raw import RawDataset
+from pipeline_tasks.validation.limits import ValidationLimits
+from pipeline_tasks.validation.rules import IMAGE_IN_ONE_SPLIT, Rule, bad_rows, describe
+
+NAMED_EXAMPLES = 3
+_LIMIT_NAMES = {"images": "maximum_bad_image_fraction", "boxes": "maximum_bad_box_fraction"}
+
+Masks = dict[str, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class JudgedTable:
+    """The derived rows of one table, images or boxes, and the rules they were judged by."""
+
+    kind: str  # "images" or "boxes"
+    rows: pa.Table
+    rules: tuple[Rule, ...]
+
+    @cached_property
+    def bad(self) -> Masks:
+        """Rows that break each rule, by rule name."""
+        return {rule.name: bad_rows(rule, self.rows) for rule in self.rules}
+
+    @cached_property
+    def good(self) -> NDArray[np.bool_]:
+        """Rows that break no rule."""
+        good: NDArray[np.bool_] = ~np.logical_or.reduce(list(self.bad.values()), axis=0)
+        return good
+
+    @cached_property
+    def defective(self) -> NDArray[np.bool_]:
+        """Rows that break a rule which counts against the limits."""
+        masks = [self.bad[rule.name] for rule in self.rules if rule.counts]
+        defective: NDArray[np.bool_] = np.logical_or.reduce(masks, axis=0)
+        return defective
+
+    def entries(self, rule: Rule, most: int | None = None) -> Iterator[dict[str, Any]]:
+        """Quarantine entries of the rows that break the rule, in the order of the table."""
+        chosen = np.flatnonzero(self.bad[rule.name])[:most]
+        for row in self.rows.take(pa.array(chosen)).to_pylist():
+            picture = row["path"] if self.kind == "images" else row["image_path"]
+            yield {
+                "split": row["split"],
+                "kind": "image" if self.kind == "images" else "box",
+                "file": picture or row["source_record"].split("#")[0],
+                "record": row["source_record"],
+                "rule": rule.name,
+                "detail": describe(rule, row),
+                "remedy": rule.remedy,
+            }
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """One role's images and boxes after judgement."""
+
+    role: str
+    raw: RawDataset
+    images: JudgedTable
+    boxes: JudgedTable
+
+    @property
+    def tables(self) -> tuple[JudgedTable, ...]:
+        """The tables that can hold rows: an unlabelled set has no boxes to judge."""
+        return (self.images, self.boxes) if self.raw.labelled else (self.images,)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All quarantine entries of the set."""
+        for table in self.tables:
+            for rule in table.rules:
+                for entry in table.entries(rule):
+                    yield {"role": self.role, **entry}
+
+
+def violations(judged: JudgedSet, limits: ValidationLimits) -> list[str]:
+    """One sentence for each limit that the set exceeds, the most telling first; empty when it may be used."""
+    sentences = _test_leaks(judged, limits)
+    for table in judged.tables:
+        over_rules = [
+            sentence for rule in table.rules if (sentence := _over_limit(judged.role, table, rule, limits)) is not None
+        ]
+        sentences += over_rules or _over_total(judged.role, table, limits)
+    return sentences or _empty_splits(judged)
+
+
+def _test_leaks(judged: JudgedSet, limits: ValidationLimits) -> list[str]:
+    if judged.role != "target":
+        return []
+    leaked = pc.equal(judged.images.rows["also_in_split"], "test")
+    count = pc.sum(leaked).as_py() or 0
+    if count <= limits.maximum_target_test_leaks:
+        return []
+    entries = [e for e in judged.images.entries(IMAGE_IN_ONE_SPLIT) if "split test" in e["detail"]]
+    return [
+        f"target: {count} images of the training or validation split are in the test split too, which would make the "
+        f"measured accuracy too good ({limits.maximum_target_test_leaks} allowed): {_examples(entries, count)}; "
+        f"{IMAGE_IN_ONE_SPLIT.remedy}"
+    ]
+
+
+def _over_limit(role: str, table: JudgedTable, rule: Rule, limits: ValidationLimits) -> str | None:
+    count, total = int(table.bad[rule.name].sum()), len(table.rows)
+    allowed = limits.allowed_fraction(rule, table.kind)
+    if count <= allowed * total:
+        return None
+    own = rule.name in limits.rule_fractions
+    limit = f"rule_fractions.{rule.name}" if own else _LIMIT_NAMES[table.kind]
+    return (
+        f"{role}: {_share(count, total, allowed, table.kind)} break the rule {rule.name}: "
+        f"{_examples(list(table.entries(rule, NAMED_EXAMPLES)), count)}; {rule.remedy}, or raise validate_data.{limit}"
+    )
+
+
+def _over_total(role: str, table: JudgedTable, limits: ValidationLimits) -> list[str]:
+    count, total, allowed = int(table.defective.sum()), len(table.rows), limits.total_fraction(table.kind)
+    if count <= allowed * total:
+        return []
+    broken = {
+        rule: int(table.bad[rule.name].sum()) for rule in table.rules if rule.counts and table.bad[rule.name].any()
+    }
+    rules = ", ".join(f"{rule.name} ({number})" for rule, number in broken.items())
+    entries = [entry for rule in broken for entry in table.entries(rule, NAMED_EXAMPLES)]
+    return [
+        f"{role}: {_share(count, total, allowed, table.kind)} are bad in all, by the rules {rules}: "
+        f"{_examples(entries, len(entries))}; correct them or raise validate_data.{_LIMIT_NAMES[table.kind]}"
+    ]
+
+
+def _empty_splits(judged: JudgedSet) -> list[str]:
+    """Required splits of which the quarantine leaves nothing to train on or to measure with."""
+    good = judged.images.good
+    sentences = []
+    for split in judged.raw.required_splits:
+        images = good & (judged.images.rows["split"].to_numpy() == split)
+        owners = judged.boxes.rows["image_id"].fill_null(0).to_numpy()
+        boxes = judged.boxes.good & images[owners] if judged.raw.labelled else images
+        if not images.any() or not boxes.any():
+            lacking = "boxes" if images.any() else "images"
+            sentences.append(f"{judged.role}: the split {split} has no {lacking} left after the quarantine; add some")
+    return sentences
+
+
+def _share(count: int, total: int, allowed: float, kind: str) -> str:
+    return f"{count} of {total} {kind} ({100 * count / total:.3g} %, {100 * allowed:.3g} % allowed)"
+
+
+def _examples(entries: list[dict[str, Any]], count: int) -> str:
+    named = [f"{entry['file']} ({entry['detail']}, {entry['record']})" for entry in entries[:NAMED_EXAMPLES]]
+    return "; ".join(named) + (f"; and {count - len(named)} more" if count > len(named) else "")

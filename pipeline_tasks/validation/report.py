@@ -1,0 +1,131 @@
+"""The report of a validation: validation.json, the quarantine list and the first page of the Data Docs."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline_tasks import digests
+from pipeline_tasks.validation import data_docs
+from pipeline_tasks.validation.columns import split_counts
+from pipeline_tasks.validation.judgement import JudgedSet
+from pipeline_tasks.validation.limits import ValidationLimits
+from pipeline_tasks.validation.published import Published
+
+SCHEMA_VERSION = 1
+QUARANTINE_FIELDS = ("role", "split", "kind", "file", "record", "rule", "detail", "remedy")
+
+
+def describe_set(judged: JudgedSet, published: Published, folder: Path) -> dict[str, Any]:
+    """One role's part of validation.json; `folder` holds its published tables, unless it was refused."""
+    metadata, images, boxes = published.metadata, judged.images, judged.boxes
+    kept = len(published.boxes)
+    return {
+        "name": metadata.name,
+        "source": metadata.source,
+        "source_digests": metadata.digests,
+        "splits": _splits(judged, published),
+        "rules": {r.name: int(table.bad[r.name].sum()) for table in judged.tables for r in table.rules},
+        "quarantined_images": int((~images.good).sum()),
+        "quarantined_boxes": int((~boxes.good).sum()),
+        "boxes_left_out_with_their_image": int(boxes.good.sum()) - kept,
+        "clipped_boxes": published.clipped_boxes,
+        "repeated_images_within_a_split": _repeated_within_splits(judged),
+        "pictures_without_record": len(judged.raw.unlisted_files),
+        "class_balance": _class_balance(published) if judged.raw.labelled else {},
+        "licences": metadata.licences,
+        "tables": digests.of_folder(folder) if folder.is_dir() else {},
+    }
+
+
+def summarise(
+    sets: dict[str, dict[str, Any]],
+    violations: list[str],
+    limits: ValidationLimits,
+    suites: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The content of validation.json."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "passed": not violations,
+        "violations": violations,
+        "limits": {**asdict(limits), "rule_fractions": dict(limits.rule_fractions)},
+        "sets": sets,
+        "great_expectations": {"version": importlib.metadata.version("great_expectations"), "suites": suites},
+    }
+
+
+def write(output: Path, summary: dict[str, Any], judged: Iterable[JudgedSet]) -> None:
+    """Write validation.json, quarantine.jsonl, quarantine.csv and data_docs/index.html below `output`."""
+    text = json.dumps(summary, indent=2, ensure_ascii=False, sort_keys=True)
+    (output / "validation.json").write_text(text + "\n", encoding="utf-8")
+    examples: list[dict[str, Any]] = []
+    with (
+        (output / "quarantine.jsonl").open("w", encoding="utf-8") as lines,
+        (output / "quarantine.csv").open("w", encoding="utf-8", newline="") as sheet,
+    ):
+        table = csv.DictWriter(sheet, QUARANTINE_FIELDS, lineterminator="\n")
+        table.writeheader()
+        for one in judged:
+            for entry in one.entries():
+                lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                table.writerow(entry)
+                if len(examples) < data_docs.LISTED_ENTRIES:
+                    examples.append(entry)
+    data_docs.finish(output / "data_docs", summary, examples)
+
+
+def _splits(judged: JudgedSet, published: Published) -> dict[str, dict[str, int]]:
+    """Counts for each split: what is published, what is quarantined."""
+    images, boxes = published.images, published.boxes
+    rows = pc.index_in(boxes["image_id"], value_set=images["image_id"].combine_chunks())
+    box_splits = images["split"].combine_chunks().take(rows.combine_chunks()).to_numpy(zero_copy_only=False)
+    with_boxes = set(boxes["image_id"].to_pylist())
+    has_boxes = np.array([identifier in with_boxes for identifier in images["image_id"].to_pylist()], bool)
+    image_splits, crowd = images["split"].to_numpy(), boxes["iscrowd"].to_numpy()
+    bad_images = split_counts(judged.images.rows.filter(~judged.images.good))
+    bad_boxes = split_counts(judged.boxes.rows.filter(~judged.boxes.good))
+    return {
+        split: {
+            "images": int((image_splits == split).sum()),
+            "boxes": int((box_splits == split).sum()),
+            "crowd_boxes": int(crowd[box_splits == split].sum()),
+            "images_without_boxes": int((~has_boxes[image_splits == split]).sum()) if judged.raw.labelled else 0,
+            "quarantined_images": bad_images.get(split, 0),
+            "quarantined_boxes": bad_boxes.get(split, 0),
+        }
+        for split in split_counts(judged.raw.images)
+    }
+
+
+def _class_balance(published: Published) -> dict[str, Any]:
+    """Boxes by class and split without crowd regions; most frequent over least frequent class that occurs."""
+    names = published.metadata.class_names
+    boxes = published.boxes.filter(pc.invert(published.boxes["iscrowd"]))
+    rows = pc.index_in(boxes["image_id"], value_set=published.images["image_id"].combine_chunks())
+    splits = published.images["split"].combine_chunks().take(rows.combine_chunks()).to_numpy(zero_copy_only=False)
+    categories = boxes["category"].to_numpy()
+    counts = {
+        split: np.bincount(categories[splits == split], minlength=len(names))
+        for split in split_counts(published.images)
+    }
+    return {
+        "boxes": {name: {split: int(c[i]) for split, c in counts.items()} for i, name in enumerate(names)},
+        "imbalance_ratio": {s: float(c.max() / c[c > 0].min()) if c.any() else None for s, c in counts.items()},
+        "classes_without_boxes": {s: [names[i] for i in np.flatnonzero(c == 0)] for s, c in counts.items()},
+    }
+
+
+def _repeated_within_splits(judged: JudgedSet) -> int:
+    """Images whose file content occurred before in the same split: no error, but they count twice."""
+    rows = judged.images.rows.filter(pc.is_valid(judged.images.rows["sha256"]))
+    keys = pc.binary_join_element_wise(rows["split"], rows["sha256"], " ")
+    return len(keys) - len(pc.unique(keys))

@@ -1,0 +1,98 @@
+"""From raw tables to derived tables, which have a column for everything that a rule judges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline_tasks.data.raw import RawDataset
+from pipeline_tasks.validation.columns import clip, floats
+
+_SPLIT_RANK = {"train": 1, "val": 2, "test": 3}
+"""A picture in several splits stays in the highest: what measures stays whole, training loses a copy."""
+
+
+def derive_images(raw: RawDataset, files: pa.Table, target_test: pa.Table | None) -> pa.Table:
+    """The raw image rows with what is in the files (`FILES_SCHEMA`) and the columns that the rules judge.
+
+    `target_test`: columns sha256 and path of the target's test images, None for the target itself.
+    """
+    table = raw.images
+    for name in files.column_names:
+        table = table.append_column(name, files[name])
+    columns = {
+        "record_key": _record_key(table, "original_id"),
+        "size_difference_px": _size_difference(table),
+        "also_in_split": _kept_in_split(table),
+    }
+    if target_test is not None:
+        rows = pc.index_in(table["sha256"], value_set=target_test["sha256"].combine_chunks(), skip_nulls=True)
+        columns["target_test_image"] = target_test["path"].combine_chunks().take(rows.combine_chunks())
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    return table
+
+
+def derive_boxes(raw: RawDataset, images: pa.Table, tolerance_pixels: float) -> pa.Table:
+    """The raw box rows with the columns that the rules judge; `images` are the derived image rows."""
+    table = raw.boxes
+    owners = table["image_id"].combine_chunks()  # image ids are row numbers
+    sides = {name: floats(images[name], owners) for name in ("width", "height")}
+    x, y, w, h = (floats(table[name]) for name in "xywh")
+    with np.errstate(all="ignore"):  # not-a-number and infinity are judged by box_numbers_finite
+        overhang = np.maximum(np.maximum(-x, -y), np.maximum(x + w - sides["width"], y + h - sides["height"]))
+        overhang = np.maximum(overhang, 0.0)
+        clipped = clip(x, y, w, h, sides["width"], sides["height"])
+        shortest = np.minimum(w, h)
+        inside = np.fmin(shortest, np.minimum(*clipped[2:]))
+        shortest = np.where(overhang <= tolerance_pixels, inside, shortest)
+    area = floats(table["area"])
+    finite = np.isfinite(x) & np.isfinite(y) & np.isfinite(w) & np.isfinite(h)
+    finite &= np.isfinite(area) | table["area"].is_null().to_numpy()
+    complete = table["x"].is_valid()
+    columns = {
+        "record_key": _record_key(table, "annotation_id"),
+        "image_known": _where(table["image_reference"].is_valid(), table["image_id"].is_valid()),
+        "category_known": _where(table["category_reference"].is_valid(), table["category"].is_valid()),
+        "finite": _where(complete, finite),
+        "shortest_side_px": pa.array(shortest, mask=~(finite & np.isfinite(shortest))),
+        "overhang_px": pa.array(overhang, mask=~(finite & np.isfinite(overhang))),
+        "image_width": images["width"].take(owners),
+        "image_height": images["height"].take(owners),
+        "image_path": images["path"].take(owners),
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    return table
+
+
+def _record_key(table: pa.Table, identifier: str) -> pa.ChunkedArray:
+    """Text that is unique in a clean set: another annotation file may use an id again, the same one not."""
+    return pc.binary_join_element_wise(table["split"], table[identifier], " ")
+
+
+def _size_difference(table: pa.Table) -> pa.ChunkedArray:
+    wide = pc.abs(pc.subtract(table["width"], table["real_width"]))
+    high = pc.abs(pc.subtract(table["height"], table["real_height"]))
+    return pc.max_element_wise(wide, high, skip_nulls=False)
+
+
+def _kept_in_split(table: pa.Table) -> pa.Array:
+    """For a picture that is in a higher split too, the name of that split; null for all others."""
+    codes = pc.dictionary_encode(table["sha256"]).combine_chunks().indices.fill_null(-1)
+    content = codes.to_numpy(zero_copy_only=False)
+    names = [*_SPLIT_RANK, None]
+    ranks = pc.index_in(table["split"], value_set=pa.array(list(_SPLIT_RANK))).fill_null(-1).to_numpy()
+    highest = np.full(int(content.max(initial=-1)) + 2, -1)  # the last entry is for files without digest
+    np.maximum.at(highest, content, ranks)
+    highest[-1] = -1
+    kept_in = np.where(highest[content] > ranks, highest[content], len(names) - 1)
+    return pa.array(names, pa.string()).take(pa.array(kept_in))
+
+
+def _where(judged: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
+    """`value` on the judged rows, null on the others."""
+    return pc.if_else(judged, pa.array(value) if isinstance(value, np.ndarray) else value, None)

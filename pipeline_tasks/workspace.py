@@ -1,0 +1,209 @@
+"""The workspace: where runs are written down and where steps publish finished work.
+
+    runs/RUN/run.json            the frozen run, and the key of each of its steps
+    steps/STEP/KEY/              published work; it is complete because manifest.json exists
+    steps/STEP/KEY.partial/      work in progress: output/ (to be published) and state/ (to resume from)
+    steps/STEP/KEY.lock          the lease: held by an OS lock while a process works on that key
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline_tasks import digests
+from pipeline_tasks.errors import DataError, TemporaryError, UsageError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+LEASE_WAIT_SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published step: its folder and manifest."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    def digest(self, folder: str = "") -> str:
+        """Content digest of the whole output or of a subfolder."""
+        return digests.of_files(self.manifest["files"], folder)
+
+
+class Workspace:
+    """A folder that holds runs and published steps."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+
+    # runs -----------------------------------------------------------------------------------------------
+
+    def run_directory(self, run: str) -> Path:
+        """Folder of a run.
+
+        Raises:
+            UsageError: the id holds characters that are no part of a file name.
+        """
+        if not RUN_ID.fullmatch(run):
+            raise UsageError(f"--run {run!r} is no run id; use letters, digits, '.', '_', '+' and '-'")
+        return self.root / "runs" / run
+
+    def run_ids(self) -> list[str]:
+        """All runs of the workspace, sorted."""
+        return sorted(path.parent.name for path in (self.root / "runs").glob("*/run.json"))
+
+    def read_run(self, run: str) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            UsageError: the run was never started.
+            DataError: the file is damaged.
+        """
+        path = self.run_directory(run) / "run.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"run {run!r} does not exist in workspace {self.root}; create it with `nasline start --run {run}`"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: run.json is damaged ({error.msg}); start the run anew") from None
+        assert isinstance(content, dict)
+        return content
+
+    def write_run(self, run: str, content: dict[str, Any]) -> None:
+        """Write run.json in one piece."""
+        write_json(self.run_directory(run) / "run.json", content)
+
+    def record_step(self, run: str, step_reference: str, key: str) -> None:
+        """Add a step's key to run.json; safe against shards that finish at the same moment."""
+        with file_lock(self.run_directory(run) / "run.lock"):
+            content = self.read_run(run)
+            if content["steps"].get(step_reference) != key:
+                content["steps"][step_reference] = key
+                self.write_run(run, content)
+
+    # steps ----------------------------------------------------------------------------------------------
+
+    def step_directory(self, step: str, key: str) -> Path:
+        """Where a step with that key publishes."""
+        return self.root / "steps" / step / key
+
+    def partial_directory(self, step: str, key: str) -> Path:
+        """Where a step with that key works until it publishes."""
+        directory = self.step_directory(step, key)
+        return directory.with_name(directory.name + ".partial")
+
+    def published(self, step: str, key: str) -> Published | None:
+        """The published step, or None when that work was not finished yet."""
+        directory = self.step_directory(step, key)
+        try:
+            manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return Published(directory, manifest)
+
+    @contextmanager
+    def lease(self, step: str, key: str, wait_seconds: float = LEASE_WAIT_SECONDS) -> Iterator[None]:
+        """Hold the right to work on a key; the OS gives it back when the process dies.
+
+        Raises:
+            TemporaryError: another process still holds it after `wait_seconds`.
+        """
+        path = self.step_directory(step, key)
+        with file_lock(path.with_name(path.name + ".lock"), wait_seconds, f"{step}/{key}"):
+            yield
+
+    def publish(self, step: str, key: str, manifest: dict[str, Any]) -> Published:
+        """Make the partial output the published one, in one rename; its state folder is removed.
+
+        Raises:
+            DataError: the key was published meanwhile with other content.
+        """
+        partial, target = self.partial_directory(step, key), self.step_directory(step, key)
+        output = partial / "output"
+        files = digests.of_folder(output)
+        manifest = {**manifest, "files": files, "digest": digests.of_files(files)}
+        existing = self.published(step, key)
+        if existing is not None:
+            return self._verify_equal(existing, manifest)
+        write_json(output / MANIFEST, manifest)
+        _flush_folder(output)
+        os.rename(output, target)
+        _flush(target.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        return Published(target, manifest)
+
+    def _verify_equal(self, existing: Published, manifest: dict[str, Any]) -> Published:
+        if existing.manifest["digest"] != manifest["digest"]:
+            raise DataError(
+                f"{existing.directory} was published meanwhile with other content "
+                f"({existing.manifest['digest'][:12]} is not {manifest['digest'][:12]}); nothing was overwritten"
+            )
+        return existing
+
+
+@contextmanager
+def file_lock(path: Path, wait_seconds: float = 60.0, what: str = "") -> Iterator[None]:
+    """Hold an exclusive OS lock on a file; the kernel releases it when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        _wait_for_lock(file, path, wait_seconds, what or str(path))
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _wait_for_lock(file: IO[str], path: Path, wait_seconds: float, what: str) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                holder = path.read_text(encoding="utf-8").strip() or "unknown"
+                raise TemporaryError(
+                    f"{what} is being worked on by process {holder}; wait for it to end, or stop it, and try again"
+                ) from None
+            time.sleep(0.2)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that a reader sees the old or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, sort_keys=True, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _flush_folder(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
