@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from model.detector import Detector
+    from model.engines import Runtime
 
 __all__ = ["load"]
 
 
-def load(path_or_uri: str | Path, runtime: str = "openvino", workspace: str | Path | None = None) -> Detector:
+def load(path_or_uri: str | Path, runtime: Runtime = "openvino", workspace: str | Path | None = None) -> Detector:
     """Open an engine.
 
     Args:

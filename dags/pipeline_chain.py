@@ -6,6 +6,7 @@ The DAG files draw the arrows; a test compares them with what each step needs.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -68,17 +69,25 @@ def shard_arguments() -> list[list[str]]:
     doc_md="Says how the run ended: the verdict, and what was registered or why nothing was.",
 )
 def report() -> str:
-    """The last words of `gate` and `register`. A skipped task is no failure: a rejected engine is a result."""
+    """Gather what `gate` and `register` said. A skipped task is no failure: a rejected engine is a result."""
     task_instance = get_current_context()["ti"]
     steps = ("start", "gate", "register")
     found = {step: task_instance.xcom_pull(task_ids=step, key=REFERENCE_KEY) for step in steps}
-    sentences = [f"{step}: {found[step]['sentence']}" for step in ("gate", "register") if found[step]]
-    if not found["register"]:
-        sentences.append("Nothing was registered; the champion is unchanged.")
-    if not found["gate"] and found["start"]:
-        sentences.insert(0, f"start: {found['start']['sentence']}")
-    print("\n".join(sentences))
-    return " ".join(sentences)
+    sentence = outcome(found["start"] or {}, found["gate"], found["register"])
+    print(sentence)
+    return sentence
+
+
+def outcome(start: Mapping[str, Any], gate: Mapping[str, Any] | None, register: Mapping[str, Any] | None) -> str:
+    """How a run without failures ended, from the references its tasks left."""
+    if gate is None:
+        return f"The run ended before the gate: {start.get('sentence', 'start was skipped')}"
+    verdict = gate.get("summary", {}).get("verdict") or gate["sentence"]
+    if register is None:
+        return f"The gate {verdict}. Nothing was registered; the champion is unchanged."
+    summary = register.get("summary", {})
+    registered = f"{summary['model']} v{summary['version']}" if "version" in summary else register["sentence"]
+    return f"The gate {verdict}. Registered: {registered}."
 
 
 def _common(step: StepDefinition, part: str = "", accelerator: bool | None = None) -> dict[str, Any]:

@@ -62,7 +62,11 @@ class CheckpointMetadata:
         names = {item.name for item in fields(cls)}
         if set(record) != names:
             raise ValueError(f"expected the fields {sorted(names)}, got {sorted(record)}")
-        return cls(**{**record, "preprocessing": Preprocessing.from_json(record["preprocessing"])})
+        for name, kind in [("class_names", list), ("step", int), ("parents", dict), ("lineage", dict)]:
+            if not isinstance(record[name], kind):
+                raise ValueError(f"{name} must be a JSON {kind.__name__}, got {record[name]!r}")
+        preprocessing = Preprocessing.from_json(record["preprocessing"])
+        return cls(**{**record, "class_names": tuple(record["class_names"]), "preprocessing": preprocessing})
 
 
 def _check_class_names(names: Sequence[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -18,6 +19,10 @@ from model.detections import detections_in_original_pixels
 from model.drawing import draw_boxes
 from model.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    from model.engines import Runtime
+
+ENGINE_FILE = "engine.json"
 Source: TypeAlias = Any
 """A path, folder or glob; an array uint8 (H, W, 3), (3, H, W), (H, W) or a batch of four axes; a PIL image; a torch
 tensor of these shapes; or a list of them."""
@@ -214,6 +219,31 @@ class Detector:
             yield ImageDetectionPrediction(
                 image, self.class_names, DetectionPrediction(boxes, labels, confidence, (height, width)), name
             )
+
+
+def open_detector(directory: Path, runtime: Runtime = "openvino", threads: int = 0) -> Detector:
+    """The detector in an engine directory: ``engine.json`` beside the network.
+
+    ``threads`` 0 leaves the number to the runtime.  Raises ``ValueError`` naming the file and what is wrong with it.
+    """
+    from model.engines import load_engine
+
+    path = directory / ENGINE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Detector(
+            load_engine(directory, runtime=runtime, threads=threads),
+            content["class_names"],
+            Preprocessing.from_json(content["preprocessing"]),
+            score_threshold=content["score_threshold"],
+            iou_threshold=content["iou_threshold"],
+        )
+    except FileNotFoundError as error:
+        raise ValueError(f"{directory} is no engine directory: it has no {ENGINE_FILE}; export writes one") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); export the engine again") from error
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the field {error}; export the engine again") from error
 
 
 def _is_single(source: Source) -> bool:

@@ -27,8 +27,9 @@ def draw_boxes(
     class_names: Sequence[str],
     scores: NDArray[np.floating[Any]] | None = None,
     thickness: int | None = None,
+    tags: bool = True,
 ) -> NDArray[np.uint8]:
-    """A copy of an RGB picture with each box in its class's colour and its name, and score, on a filled tag.
+    """A copy of an RGB picture with each box in its class's colour; on a filled tag its name and score.
 
     ``boxes_xyxy`` (N, 4) in pixels of the picture, best first: the best lie on top.  ``thickness`` in pixels; by
     default it grows with the picture.  Letters outside Latin-1's basic set appear as question marks.
@@ -40,8 +41,9 @@ def draw_boxes(
         label = int(labels[position])
         left, top, right, bottom = corners[position]
         cv2.rectangle(canvas, (left, top), (right, bottom), class_colour(label), line, cv2.LINE_AA)
-        text = class_names[label] if scores is None else f"{class_names[label]} {scores[position]:.2f}"
-        _draw_tag(canvas, text, left, top, class_colour(label))
+        if tags:
+            text = class_names[label] if scores is None else f"{class_names[label]} {scores[position]:.2f}"
+            _draw_tag(canvas, text, left, top, class_colour(label))
     return canvas
 
 

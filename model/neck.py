@@ -65,8 +65,8 @@ class DownStage(nn.Module):
         self.blocks = _csp_layer(half_width + skip_channels, stage, repvgg=False)
 
     def forward(
-        self, x: Float[Tensor, "B in 2*H 2*W"], skip: Float[Tensor, "B skip H W"]
-    ) -> Float[Tensor, "B out H W"]:
+        self, x: Float[Tensor, "B in H W"], skip: Float[Tensor, "B skip H//2 W//2"]
+    ) -> Float[Tensor, "B out H//2 W//2"]:
         joined: Tensor = self.blocks(torch.cat([self.conv(x), skip], dim=1))
         return joined
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.data.image_set import ImageSet, OpenImage
 from model.data.images import write_image
-from model.drawing import draw_boxes
+from model.drawing import class_colour, draw_boxes
 from model.evaluation import DetectionMetrics, Detections
 from model.matching import RECALL_POINTS
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 MOST_LINES = 10  # more classes than these: the extremes in colour, the others grey
 MOST_ROWS = 20  # of a confusion matrix; the classes with fewest confusions are summed up
-TILE_PIXELS = 300
+MOST_LEGEND = 60  # classes
+MOST_TAGS = 8  # boxes in a picture that carry their class name; the legend serves crowded ones
+TILE_PIXELS = 260
 POSITION_COLUMNS = ("epoch", "step", "learning_rate")
 
 
@@ -69,9 +71,11 @@ def _draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], title: str, 
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if title.startswith("Validation"):
-        axes.set_ylim(0, 1)
-    if names:
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_ylim(0, 1 if title.startswith("Validation") else 1.08 * max(axes.dataLim.ymax, 1e-12))
+    if len(names) > MOST_LINES // 2:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif names:
         axes.legend(fontsize=8, loc="best", framealpha=0.7)
     else:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="grey")
@@ -108,7 +112,8 @@ def confusion_matrix(metrics: DetectionMetrics, path: Path) -> None:
     """Counts at IoU 0.5, shaded by their share of the true class; background means missed or invented boxes."""
     names, counts = _most_confused([*metrics.confusion.class_names, "background"], np.array(metrics.confusion.counts))
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = float(np.clip(3.5 + 0.45 * len(names), 5.5, 11))
+    shares[-1] = 0.0  # invented boxes have no true class to be a share of
+    side = float(np.clip(3.5 + 0.45 * len(names), 5.5, 9))
     figure = _figure(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -156,10 +161,10 @@ def predictions_beside_ground_truth(
     indices = np.unique(np.linspace(0, len(image_set) - 1, min(count, len(image_set))).round().astype(int))
     pairs = [_pair(image_set, int(index), confident, open_image, score_threshold) for index in indices]
     columns = max(1, round(math.sqrt(len(pairs) / 1.2)))
-    blank = np.full_like(pairs[0], 255)
-    pairs += [blank] * (-len(pairs) % columns)
-    rows = [np.concatenate(pairs[start : start + columns], axis=1) for start in range(0, len(pairs), columns)]
-    write_image(path, np.concatenate(rows))
+    rows = [_row(pairs[start : start + columns], columns) for start in range(0, len(pairs), columns)]
+    there = confident.labels[np.isin(confident.image_index, indices)]
+    shown = np.union1d(there, image_set.subset(indices).all_boxes().labels)[:MOST_LEGEND]
+    write_image(path, np.concatenate([*rows, _legend(image_set.class_names, shown.tolist(), rows[0].shape[1])]))
 
 
 def _pair(
@@ -169,22 +174,48 @@ def _pair(
     scale = TILE_PIXELS / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    found = detections.of_image(index)
-    labelled = draw_boxes(small, truth.boxes_xyxy * scale, truth.labels, image_set.class_names)
-    detected = draw_boxes(small, found.boxes_xyxy * scale, found.labels, image_set.class_names, found.scores)
+    found, names = detections.of_image(index), image_set.class_names
+    few = max(len(found), len(truth)) <= MOST_TAGS
+    labelled = draw_boxes(small, truth.boxes_xyxy * scale, truth.labels, names, tags=few)
+    detected = draw_boxes(small, found.boxes_xyxy * scale, found.labels, names, found.scores, tags=few)
     left = _tile(labelled, f"{len(truth)} labels  {Path(name).name}")
     return np.concatenate([left, _tile(detected, f"{len(found)} detections, score >= {score_threshold:g}")], axis=1)
 
 
 def _tile(picture: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
-    """The picture centred on white with a caption above it."""
+    """The picture below a caption, centred on white, as wide as every tile."""
     height, width = picture.shape[:2]
-    tile = np.full((TILE_PIXELS + 24, TILE_PIXELS + 6, 3), 255, np.uint8)
-    left, top = (TILE_PIXELS - width) // 2 + 3, 20
-    tile[top : top + height, left : left + width] = picture
-    text = caption if len(caption) <= 44 else caption[:41] + "..."
-    cv2.putText(tile, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    tile = np.full((height + 28, TILE_PIXELS + 6, 3), 255, np.uint8)
+    left = (TILE_PIXELS - width) // 2 + 3
+    tile[20 : 20 + height, left : left + width] = picture
+    _write(tile, caption if len(caption) <= 40 else caption[:37] + "...", 4, 14)
     return tile
+
+
+def _row(pairs: list[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """Pairs side by side, filled up with white to the tallest and to the full number of columns."""
+    height = max(pair.shape[0] for pair in pairs)
+    row = np.full((height, columns * pairs[0].shape[1], 3), 255, np.uint8)
+    for position, pair in enumerate(pairs):
+        left = position * pair.shape[1]
+        row[: pair.shape[0], left : left + pair.shape[1]] = pair
+    return row
+
+
+def _legend(class_names: Sequence[str], labels: list[int], width: int) -> NDArray[np.uint8]:
+    """The colours of these classes, in as many lines as they need."""
+    cell = 20 + max([8 * len(class_names[label]) for label in labels], default=0)
+    per_line = max(1, width // cell)
+    legend = np.full((8 + 20 * (-(-len(labels) // per_line)), width, 3), 255, np.uint8)
+    for position, label in enumerate(labels):
+        left, top = 4 + position % per_line * cell, 4 + position // per_line * 20
+        cv2.rectangle(legend, (left, top), (left + 12, top + 12), class_colour(label), cv2.FILLED)
+        _write(legend, class_names[label], left + 17, top + 11)
+    return legend
+
+
+def _write(canvas: NDArray[np.uint8], text: str, left: int, baseline: int) -> None:
+    cv2.putText(canvas, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def _figure(width: float, height: float) -> Figure:

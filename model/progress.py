@@ -72,6 +72,6 @@ def duration(seconds: float) -> str:
 
 
 def _bar(title: str, done: int, batches: int) -> Any:
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     return tqdm(total=batches, initial=done, desc=title, leave=False, dynamic_ncols=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -259,7 +260,8 @@ def _restore(parts: TrainedParts, tensors: Mapping[str, Tensor], directory: Path
         parts.network.load_state_dict(dict(_with_prefix(tensors, "network.")))
         parts.average.load_state_dict(dict(_with_prefix(tensors, "average.")))
     except RuntimeError as error:
-        raise ValueError(f"{directory} holds another network ({error}); delete it to train anew") from error
+        difference = textwrap.shorten(str(error), 300)
+        raise ValueError(f"{directory} holds another network ({difference}); delete it to train anew") from error
     parameters = dict(parts.network.named_parameters())
     for full_name, value in _with_prefix(tensors, "optimizer."):
         key, name = full_name.split(".", 1)

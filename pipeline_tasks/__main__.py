@@ -54,7 +54,7 @@ def configure_logging() -> None:
     logging.basicConfig(
         level=level, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    for noisy in ("mlflow", "alembic", "great_expectations", "matplotlib", "PIL", "urllib3", "torch", "onnxscript"):
+    for noisy in ("mlflow", "alembic", "great_expectations", "matplotlib", "PIL", "urllib3", "torch", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -111,15 +111,11 @@ def _champion_detections(context: StepContext, images: ImageSet, class_names: li
     import numpy as np
 
     from model.detections import Detections
-    from model.engines import build_openvino, load_engine
-    from pipeline_tasks.gate import detect_with, read_preprocessing
+    from pipeline_tasks.gate import build_engine, detect_with, read_preprocessing
 
     assert context.champion is not None
-    given, folder = context.parameters.gate, context.champion / "engine"
-    source = folder / "model.onnx"
-    if given.runtime == "openvino":
-        source = build_openvino(source, context.state / "champion")
-    engine = load_engine(source, runtime=given.runtime, threads=given.latency_threads)
+    folder = context.champion / "engine"
+    engine = build_engine(folder / "model.onnx", context.state / "champion", context.parameters.gate)
     found = detect_with(context, engine, images, read_preprocessing(folder))
     names = list(images.class_names)
     mapping = np.array([names.index(name) if name in names else -1 for name in class_names], dtype=np.int64)

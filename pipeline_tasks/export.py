@@ -34,7 +34,8 @@ def export(context: StepContext) -> dict[str, Any]:
     from model.checkpoint import load_checkpoint
     from model.export import export_onnx
     from model.onnx_structure import check_structure
-    from model.quantization import load_quantized, quantized_layers
+    from model.quantization.quantize import quantized_layers
+    from model.quantization.storage import load_quantized
 
     prepare_torch(context.parameters.start)
     student, metadata = load_checkpoint(context.inputs["student"])
@@ -55,29 +56,32 @@ def export(context: StepContext) -> dict[str, Any]:
 
 
 def _quantized_names(layers: Any) -> set[str]:
-    return {name for name, layer in layers.items() if layer.enabled}
+    return {name for name, layer in layers.items() if layer.quantizing}
 
 
 def _compare(
     context: StepContext, folder: Path, networks: dict[str, YoloNAS], metadata: CheckpointMetadata
 ) -> dict[str, Any]:
     """Both files against their networks on validation images, by ONNX Runtime without graph optimisation."""
-    from model.engines import compare_outputs, load_engine
-    from model.evaluation import torch_predictor
+    from model.engines.agreement import compare_outputs
+    from model.engines.onnxruntime_engine import OnnxRuntimeEngine
+    from model.engines.torch_engine import TorchEngine
 
     limit = context.parameters.export.maximum_box_error_pixels
     images = _comparison_images(context, metadata)
-    device = prepare_torch(context.parameters.start)
     errors = {}
     for name, network in networks.items():
-        engine = load_engine(folder / name, runtime="onnxruntime", optimize=False)
-        agreement = compare_outputs(torch_predictor(network, device), engine.run, images)
+        engine = OnnxRuntimeEngine(folder / name, optimise=False)
+        agreement = compare_outputs(TorchEngine(network), engine, images)
         label = "int8" if name == INT8_FILE else "float"
-        errors[f"{label}_mean_box_error_pixels"] = agreement.mean_box_error_pixels
-        errors[f"{label}_mean_score_error"] = agreement.mean_score_error
-        if agreement.mean_box_error_pixels > limit:
+        errors[f"{label}_box_error_mean_px"] = agreement.box_error_mean_px
+        errors[f"{label}_score_error_mean"] = agreement.score_error_mean
+        errors[f"{label}_confident_anchors"] = agreement.confident_anchors
+        if agreement.confident_anchors == 0:
+            log.warning("%s: no confident anchor on %d images, boxes could not be compared", name, len(images))
+        if agreement.box_error_mean_px > limit:
             raise DataError(
-                f"{name} differs from its torch network by {agreement.mean_box_error_pixels:.3f} pixels on confident "
+                f"{name} differs from its torch network by {agreement.box_error_mean_px:.3f} pixels on confident "
                 f"anchors, more than export.maximum_box_error_pixels {limit}; nothing was published"
             )
     return errors
@@ -96,7 +100,7 @@ def _comparison_images(context: StepContext, metadata: CheckpointMetadata) -> ND
 
 
 def _engine_metadata(context: StepContext, quantized: YoloNAS, metadata: CheckpointMetadata) -> dict[str, Any]:
-    from model.quantization import calibration_digest, precision_per_layer
+    from model.quantization.quantize import calibration_digest, precision_per_layer
 
     return {
         "schema_version": 1,

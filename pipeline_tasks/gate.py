@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import champion, verdict
+from pipeline_tasks.errors import TemporaryError
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
 from pipeline_tasks.training_task import open_images
@@ -15,13 +16,14 @@ from pipeline_tasks.verdict import Rule, Verdict, at_least, at_most
 from pipeline_tasks.workspace import write_json
 
 if TYPE_CHECKING:
-    from model.engines.latency import LatencyRecord
-
     from model.data.image_set import ImageSet
     from model.detections import Detections
     from model.engines import Engine
+    from model.engines.latency import LatencyRecord
+    from model.engines.openvino_engine import BuildReport
     from model.evaluation import DetectionMetrics
     from model.preprocessing import Preprocessing
+    from pipeline_tasks.params import GateParameters
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +64,26 @@ def read_preprocessing(engine_folder: Path) -> Preprocessing:
 
 def _build_engines(context: StepContext, engine_folder: Path) -> dict[str, Engine]:
     """The target's own engines, in the output: what is measured is what was built here."""
-    from model.engines import build_openvino, load_engine
+    given, target = context.parameters.gate, context.output / "target"
+    files = {"int8": INT8_FILE, "float": FLOAT_FILE}
+    return {name: build_engine(engine_folder / file, target / name, given) for name, file in files.items()}
 
-    given = context.parameters.gate
-    engines = {}
-    for name, file in (("int8", INT8_FILE), ("float", FLOAT_FILE)):
-        source = engine_folder / file
-        if given.runtime == "openvino":
-            source = build_openvino(source, context.output / "target" / name)
-        engines[name] = load_engine(source, runtime=given.runtime, threads=given.latency_threads)
-    return engines
+
+def build_engine(onnx_file: Path, folder: Path, given: GateParameters) -> Engine:
+    """Build one engine for the target and open it."""
+    from model.engines import load_engine
+
+    if given.runtime == "openvino":
+        from model.engines.openvino_engine import build_openvino
+
+        report = build_openvino(onnx_file, folder, given.latency_threads)
+        log.info("%s: %d convolutions run in INT8, %d in float", onnx_file.name, *_counts(report))
+        onnx_file = folder / "model.xml"
+    return load_engine(onnx_file, runtime=given.runtime, threads=given.latency_threads)
+
+
+def _counts(report: BuildReport) -> tuple[int, int]:
+    return report.int8_convolutions, report.float_convolutions
 
 
 def detect_with(
@@ -88,14 +100,29 @@ def _measure_latency(
 ) -> dict[str, LatencyRecord]:
     """Batch one, engines interleaved; a measurement that scatters too much is repeated, then refused."""
     import numpy as np
+
     from model.engines.latency import measure_latency
 
     given = context.parameters.gate
     size = preprocessing.input_size
     image = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
-    return measure_latency(
-        engines, image, warmup_seconds=1.0, repeats=given.latency_repeats, maximum_spread=given.maximum_spread
+    records = measure_latency(
+        engines, image, warmup_seconds=1.0, repeats=given.latency_repeats, spread_limit=given.maximum_spread
     )
+    _refuse_noise(records, needed=given.maximum_latency_ms is not None or given.minimum_speedup is not None)
+    return records
+
+
+def _refuse_noise(records: dict[str, LatencyRecord], needed: bool) -> None:
+    """No rule may judge a noisy measurement; without a latency rule it is recorded as noisy."""
+    from model.engines.latency import require_quiet
+
+    try:
+        require_quiet(records.values())
+    except ValueError as error:
+        if needed:
+            raise TemporaryError(str(error)) from None
+        log.warning("%s; no latency rule is on, so the record is kept and marked noisy", error)
 
 
 def _judge(
@@ -110,7 +137,7 @@ def _judge(
     p50 = {name: record.p50_ms for name, record in latency.items()}
     megabytes = (engine_folder / INT8_FILE).stat().st_size / 1e6
     on_test = f"test split, {given.runtime} on {given.target}"
-    timed = f"{latency['int8'].device}, batch 1, interleaved"
+    timed = f"{latency['int8'].device.device}, {latency['int8'].threads or 'all'} threads, batch 1, interleaved"
     rules = [
         *at_least("INT8 mAP50-95", int8, given.minimum_map, "", on_test),
         *at_most("mAP50-95 lost by INT8", 100 * (plain - int8), given.maximum_map_drop, "points", on_test),

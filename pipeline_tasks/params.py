@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from pipeline_tasks.errors import DataError, ParameterError
@@ -35,7 +35,7 @@ def parameter(
     `main` puts it in the open part of the trigger form. `in_key=False` marks what cannot change a step's result
     (how fast or where it is computed), so that changing it does not make finished work be done again.
     """
-    extra = {"unit": unit, "main": main, "in_key": in_key}
+    extra: dict[str, Any] = {"unit": unit, "main": main, "in_key": in_key}
     description = f"{meaning} [{unit}]" if unit else meaning
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
@@ -185,8 +185,8 @@ class QuantizeParameters(Section):
     observer: Literal["max", "percentile", "mse"] = parameter("percentile", "How activation ranges are chosen")
     percentile: float = parameter(99.99, "Share of activations inside the range", unit="percent", gt=50, le=100)
     sensitivity_images: int = parameter(64, "Training images the layer sensitivity is measured on", ge=1)
-    maximum_float_layers: int = parameter(
-        6, "Most layers that selective quantization may leave in float, beyond those always left", ge=0
+    maximum_float_share: float = parameter(
+        0.15, "Share of the multiply-adds that selective quantization may leave in float", ge=0, le=1
     )
     map_budget: float = parameter(
         0.5, "mAP that may be lost on the validation split before layers are left in float or QAT is needed",
@@ -235,7 +235,7 @@ class GateParameters(Section):
     latency_threads: int = parameter(0, "Threads of the measured engines; 0 takes every core", ge=0, le=1024)
     latency_repeats: int = parameter(200, "Timed runs per engine, interleaved", ge=10, le=100000)
     maximum_spread: float = parameter(
-        3.0, "Largest p90 over p50 of a latency measurement before it is repeated, then refused", gt=1
+        0.5, "Largest (p90 - min) / min of a latency measurement before it is repeated, then refused", gt=0
     )
 
 
@@ -257,7 +257,7 @@ class Parameters(Section):
     quantize: QuantizeParameters = QuantizeParameters()
     export: ExportParameters = ExportParameters()
     gate: GateParameters = GateParameters()
-    register_: RegisterParameters = Field(RegisterParameters(), alias="register")
+    register_: RegisterParameters = Field(default=RegisterParameters(), alias="register")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
 
@@ -299,7 +299,7 @@ def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, FieldInfo]]:
 
 
 def _form_field(key: str, field: FieldInfo) -> FormField:
-    holder = type("Holder", (BaseModel,), {"__annotations__": {"value": field.annotation}, "value": field})
+    holder = create_model("Holder", value=(field.annotation, field))
     schema = dict(holder.model_json_schema()["properties"]["value"])
     extra = {name: schema.pop(name, None) for name in ("unit", "main", "in_key")}
     schema["title"] = key

@@ -20,16 +20,17 @@ def predict(engine: str, source: str, out: Path, score_threshold: float | None, 
         ValueError: no image, an unreadable image, or no engine at that place.
     """
     import nasline
+    from model.detector import unique_file_name
 
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise ParameterError(f"--score-threshold must lie in 0 to 1, got {score_threshold}")
     options: dict[str, Any] = {} if score_threshold is None else {"score_threshold": score_threshold}
-    results = nasline.load(engine, workspace=workspace).predict_files(source, **options)
-    out.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for path, result in results:
-        result.save(out / (path.stem + ".jpg"))
-        entries.append({"image": str(path), **result.to_json()})
+    results = nasline.load(engine, workspace=workspace).stream(source, **options)
+    entries, used = [], dict[str, int]()
+    for result in results:
+        out.mkdir(parents=True, exist_ok=True)
+        result.save(out / unique_file_name(result.name, used))
+        entries.append(result.to_json())
     write_json(out / "detections.json", entries)
     log.info("%d images, %d objects; pictures and detections.json are in %s", len(entries), _count(entries), out)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from model.checkpoint import CheckpointMetadata
     from model.data.image_set import ImageSet
     from model.data.tables import Dataset
+    from model.quantization.sensitivity import LayerSensitivity
     from model.yolo_nas import YoloNAS
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def quantize(context: StepContext) -> dict[str, Any]:
     """
     from model.checkpoint import load_checkpoint
     from model.data.tables import read_dataset
-    from model.quantization import save_quantized
+    from model.quantization.storage import save_quantized
 
     prepare_torch(context.parameters.start)
     dataset = read_dataset(context.inputs["target"])
@@ -82,7 +83,7 @@ def _without_training(
     float_map: float,
 ) -> tuple[Stage, Stage]:
     """Post-training quantization, and the same with the most sensitive layers left in float."""
-    from model.quantization import QuantizationConfig, quantize
+    from model.quantization.quantize import QuantizationConfig, quantize
 
     given = context.parameters.quantize
     calibration, held_aside = _training_images(dataset.split("train"), given, context.parameters.start.seed)
@@ -124,23 +125,30 @@ def _select_float_layers(
     """Leave more and more of the most sensitive layers in float until the budget is met."""
     import copy
 
-    from model.quantization import layer_sensitivity, set_float_layers
+    from model.quantization.quantize import float_layers, set_float_layers
+    from model.quantization.sensitivity import choose_float_layers, layer_sensitivity, multiply_add_shares
 
     given = context.parameters.quantize
-    if given.maximum_float_layers == 0:
-        return ptq
-    ranked = layer_sensitivity(ptq.network, list(_batches(context, held_aside, metadata)))
-    write_json(context.output / "sensitivity.json", [{"layer": r.name, "error": r.error} for r in ranked])
+    sensitivities = layer_sensitivity(ptq.network, list(_batches(context, held_aside, metadata)))
+    shares = multiply_add_shares(ptq.network, metadata.preprocessing.input_size)
+    _write_sensitivities(context, sensitivities, shares)
     stage = ptq
-    for count in sorted({max(1, given.maximum_float_layers // 3), given.maximum_float_layers}):
+    for share in (given.maximum_float_share / 3, given.maximum_float_share):
         network = copy.deepcopy(ptq.network)
-        reasons = {r.name: f"most sensitive layers, error {r.error:.4g}" for r in ranked[:count]}
-        set_float_layers(network, reasons)
+        chosen = choose_float_layers(sensitivities, shares, share)
+        set_float_layers(network, {**float_layers(network), **chosen})
         stage = Stage("selective", network, measure(network))
-        log.info("validation mAP50-95: selective, %d layers in float, %.4f", count, stage.map50_95)
+        log.info("validation mAP50-95: selective, %d more layers in float, %.4f", len(chosen), stage.map50_95)
         if float_map - stage.map50_95 <= given.map_budget / 100:
             break
     return stage
+
+
+def _write_sensitivities(
+    context: StepContext, sensitivities: list[LayerSensitivity], shares: dict[str, float]
+) -> None:
+    rows = [{"layer": s.name, "error": s.error, "multiply_add_share": shares[s.name]} for s in sensitivities]
+    write_json(context.output / "sensitivity.json", rows)
 
 
 def _train(
@@ -180,13 +188,11 @@ def _train(
 
 
 def _report(context: StepContext, float_map: float, stages: list[Stage], best: Stage) -> dict[str, Any]:
-    from model.quantization import float_layers, quantized_layers
+    from model.quantization.quantize import float_layers, precision_per_layer
 
-    precision = {
-        "published": best.name,
-        "quantized_layers": len(quantized_layers(best.network)) - len(float_layers(best.network)),
-        "float_layers": len(float_layers(best.network)),
-    }
+    in_float = float_layers(best.network)
+    quantized = len(precision_per_layer(best.network)) - len(in_float)
+    precision = {"published": best.name, "quantized_layers": quantized, "float_layers": len(in_float)}
     maps = {"float_map50_95": float_map, **{f"{stage.name}_map50_95": stage.map50_95 for stage in stages}}
-    write_json(context.output / REPORT, {**maps, **precision, "float_layer_reasons": float_layers(best.network)})
+    write_json(context.output / REPORT, {**maps, **precision, "float_layer_reasons": in_float})
     return {**maps, **precision}

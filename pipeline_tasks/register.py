@@ -70,7 +70,7 @@ def _seen_images(context: StepContext) -> list[str]:
 
     seen: set[str] = set()
     for role in ("target", "pretrain", "unlabeled"):
-        folder = context.inputs["validation"] / role
+        folder = context.inputs[role]
         if is_absent(folder):
             continue
         table = pq.read_table(folder / "images.parquet", columns=["split", "sha256"])
@@ -89,5 +89,5 @@ def _tags(context: StepContext, judged: dict[str, Any], bundle: Path) -> dict[st
         "nasline.verdict": judged["sentence"],
         "nasline.variant": context.parameters.start.student_variant,
         "nasline.int8_map50_95": f"{accuracy['int8']['map50_95']:.4f}",
-        "nasline.latency_p50_ms": f"{latency['p50_ms']:.3f} on {latency['device']}",
+        "nasline.latency_p50_ms": f"{latency['p50_ms']:.3f} on {latency['device']['device']}",
     }

@@ -48,6 +48,7 @@ def reference(step: str, part: str = "") -> str:
 
 
 TARGET = Input("target", "validate_data", folder="target")
+PRETRAIN = Input("pretrain", "validate_data", folder="pretrain")
 UNLABELED = Input("unlabeled", "validate_data", folder="unlabeled")
 
 STEPS: tuple[StepDefinition, ...] = (
@@ -67,7 +68,7 @@ STEPS: tuple[StepDefinition, ...] = (
         "pretrain",
         "Train student and teacher from random weights on the pretraining set (the Objects365 role).",
         outputs="checkpoint, metrics, curves",
-        inputs=(Input("pretrain", "validate_data", folder="pretrain"),),
+        inputs=(PRETRAIN,),
         parts=("student", "teacher"),
         uses_accelerator=True,
         timeout_hours=24 * 21,
@@ -141,7 +142,9 @@ STEPS: tuple[StepDefinition, ...] = (
             Input("gate", "gate"),
             Input("student", "distill", folder="checkpoint"),
             Input("teacher", "teach", folder="checkpoint"),
-            Input("validation", "validate_data"),
+            TARGET,
+            PRETRAIN,
+            UNLABELED,
         ),
         timeout_hours=2.0,
     ),

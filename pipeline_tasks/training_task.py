@@ -71,7 +71,6 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
         TemporaryError: told to stop; the state is saved and the same command goes on from it.
     """
     from model.plots import training_curves
-
     from model.training import Stopped, train
 
     shared = context.parameters.start
@@ -182,7 +181,7 @@ def detection_loss(num_classes: int) -> ComputeLoss:
 
     criterion = DetectionLoss(num_classes)
 
-    def compute(model: Any, images: Any, targets: Any, progress: float) -> tuple[Any, dict[str, Any]]:
+    def compute(model: Any, images: Any, targets: Any, progress: float = 0.0) -> tuple[Any, dict[str, Any]]:
         (boxes_xyxy, scores), raw = model(images)
         parts = criterion(raw, boxes_xyxy, scores, targets)
         return parts.total, {
@@ -223,8 +222,8 @@ def start_network(
     parent, metadata = load_checkpoint(source)
     report = transfer_weights(network, parent.state_dict(), metadata.class_names, class_names)
     log.info(
-        "weights from %s: %d tensors kept, %d new, %d of %d classes known",
-        source.parent.name, len(report.kept), len(report.reinitialised), len(report.classes_kept), len(class_names),
+        "weights of %s: %d tensors kept, %d new, %d of %d classes known",
+        metadata.variant, len(report.kept), len(report.reinitialised), len(report.classes_kept), len(class_names),
     )  # fmt: skip
     return network, dict(metadata.lineage)
 
@@ -255,5 +254,5 @@ def _plots(context: StepContext) -> Path:
 def training_summary(result: TrainingResult, images: int) -> dict[str, Any]:
     """The numbers of a training that its manifest and MLflow carry."""
     best = next((row for row in result.history if row["epoch"] == result.best_epoch), result.history[-1])
-    scores = {name: best[name] for name in ("map50_95", "map50", "map75") if name in best}
+    scores: dict[str, Any] = {name: best[name] for name in ("map50_95", "map50", "map75") if name in best}
     return {"images": images, "steps": result.total_steps, "best_epoch": result.best_epoch, **scores}

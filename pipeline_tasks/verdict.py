@@ -22,7 +22,8 @@ class Rule:
     def sentence(self) -> str:
         """The rule as a reader wants it: `int8 mAP50-95 0.412 >= 0.35 (test split, openvino)`."""
         relation = "meets" if self.passed else "misses"
-        return f"{self.name}: {_text(self.measured)} {relation} the limit {_text(self.limit)} {self.unit} ({self.how})"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.name}: {_text(self.measured)} {relation} the limit {_text(self.limit)}{unit} ({self.how})"
 
 
 def _text(value: float | str) -> str:

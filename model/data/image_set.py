@@ -94,6 +94,42 @@ class ImageSet:
         self._columns = columns
         self._rows = np.arange(len(columns.image_ids)) if rows is None else rows
 
+    @classmethod
+    def from_arrays(
+        cls,
+        class_names: Sequence[str],
+        paths: Sequence[str],
+        sizes: ArrayLike,
+        image_index: ArrayLike = (),
+        boxes_xywh: ArrayLike = (),
+        labels: ArrayLike = (),
+        *,
+        scores: ArrayLike = 1.0,
+        is_crowd: ArrayLike = False,
+    ) -> ImageSet:
+        """A set without a table behind it: I images, N boxes in any order; ids count from 0.
+
+        ``sizes`` (I, 2) width and height; ``boxes_xywh`` (N, 4) pixels; ``image_index`` and ``labels`` (N,);
+        ``scores`` and ``is_crowd`` (N,) or one for all.  The area of a box is w * h.
+        """
+        owners = np.asarray(image_index, np.int64)
+        order = np.argsort(owners, kind="stable")
+        boxes = np.asarray(boxes_xywh, np.float64).reshape(-1, 4)[order]
+        columns = Columns(
+            image_ids=np.arange(len(paths)),
+            paths=pa.chunked_array([pa.array(paths, pa.string())]),
+            sha256=pa.chunked_array([pa.nulls(len(paths), pa.string())]),
+            sizes=np.asarray(sizes, np.int32).reshape(-1, 2),
+            first_box=np.searchsorted(owners[order], np.arange(len(paths) + 1)).astype(np.int64),
+            boxes_xywh=boxes,
+            labels=np.asarray(labels, np.int32)[order],
+            scores=np.broadcast_to(np.asarray(scores, np.float32), owners.shape)[order],
+            is_crowd=np.broadcast_to(np.asarray(is_crowd, np.bool_), owners.shape)[order],
+            area=boxes[:, 2] * boxes[:, 3],
+            annotation_ids=pa.chunked_array([pa.array([str(row) for row in order], pa.string())]),
+        )
+        return cls(columns, class_names)
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from model import processes
 from model.data.augmentation import AugmentationConfig, Sample, augment
 from model.data.image_set import ImageSet, OpenImage
 from model.loss import Targets
@@ -67,8 +68,11 @@ class TrainingLoader:
         ):
             if value < least:
                 raise ValueError(f"loader.{name} must be at least {least}, got {value}")
-        if len(image_set) == 0:
-            raise ValueError("the training set has no images; check the split's name and the validation report")
+        if len(image_set) < processes.count():
+            raise ValueError(
+                f"the training set has {len(image_set)} images, fewer than training processes "
+                f"({processes.count()}); check the split's name and the validation report"
+            )
         pictures = _ReducedPictures(image_set, open_image, preprocessing, cache_megabytes)
         self._batches = _Batches(pictures, batch_size, augmentation, seed)
         self._keys = _BatchKeys()
@@ -79,20 +83,19 @@ class TrainingLoader:
         return self._batches.count
 
     def epoch(self, epoch: int, start_batch: int = 0, mosaic_enabled: bool = True) -> Iterator[Batch]:
-        """The batches of one epoch from ``start_batch`` on. ``ValueError`` names an image that cannot be
-        read.
+        """The batches of one epoch from ``start_batch`` on.
+
+        Whatever ``open_image`` raises comes out unchanged; ``ValueError`` for an image of another size than recorded.
         """
         keys = [(epoch, batch, mosaic_enabled) for batch in range(start_batch, self.batches_per_epoch)]
-        for item in self._made(keys):
-            if isinstance(item, ValueError):
+        if self._workers is None:
+            yield from (_to_batch(self._batches.make(key)) for key in keys)
+            return
+        self._keys.keys = keys
+        for item in self._workers:
+            if isinstance(item, Exception):
                 raise item
             yield _to_batch(item)
-
-    def _made(self, keys: list[Key]) -> Iterator[_Arrays | ValueError]:
-        if self._workers is None:
-            return (self._batches[key] for key in keys)
-        self._keys.keys = keys
-        return iter(self._workers)
 
 
 @dataclass(frozen=True)
@@ -122,31 +125,35 @@ class _BatchKeys(Sampler[Key]):
         return iter(self.keys)
 
 
-class _Batches(Dataset["_Arrays | ValueError"]):
-    """Makes the batch for a key; a user's error is returned as a value, so that it crosses processes
-    unchanged.
-    """
+class _Batches(Dataset["_Arrays | Exception"]):
+    """Makes the batch for a key.  Training processes share an epoch: process r of P makes every P-th batch."""
 
     def __init__(
         self, pictures: _ReducedPictures, batch_size: int, augmentation: AugmentationConfig, seed: int
     ) -> None:
         self._pictures = pictures
-        self._batch_size = min(batch_size, len(pictures))
+        self._process, self._processes = processes.rank(), processes.count()
+        self._batch_size = min(batch_size, len(pictures) // self._processes)
         self._augmentation = augmentation
         self._seed = seed
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     @property
     def count(self) -> int:
-        return len(self._pictures) // self._batch_size
+        return len(self._pictures) // (self._batch_size * self._processes)
 
-    def __getitem__(self, key: Key) -> _Arrays | ValueError:
-        epoch, batch, mosaic_enabled = key
-        chosen = self._shuffled(epoch)[batch * self._batch_size : (batch + 1) * self._batch_size]
+    def __getitem__(self, key: Key) -> _Arrays | Exception:
+        """In a worker: an error is returned, to be raised unchanged where the user sees it."""
         try:
-            samples = [self._sample(int(index), epoch, mosaic_enabled) for index in chosen]
-        except ValueError as error:
+            return self.make(key)
+        except Exception as error:
             return error
+
+    def make(self, key: Key) -> _Arrays:
+        epoch, batch, mosaic_enabled = key
+        first = (batch * self._processes + self._process) * self._batch_size
+        chosen = self._shuffled(epoch)[first : first + self._batch_size]
+        samples = [self._sample(int(index), epoch, mosaic_enabled) for index in chosen]
         return _collate(samples, self._pictures.image_set.image_ids[chosen])
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
@@ -266,7 +273,7 @@ def _to_batch(arrays: _Arrays) -> Batch:
     return Batch(torch.from_numpy(arrays.images), targets, arrays.image_ids)
 
 
-def _start_workers(batches: _Batches, keys: _BatchKeys, workers: int) -> DataLoader[_Arrays | ValueError]:
+def _start_workers(batches: _Batches, keys: _BatchKeys, workers: int) -> DataLoader[_Arrays | Exception]:
     return DataLoader(
         batches,
         batch_size=None,

@@ -1,8 +1,11 @@
-"""From signed to unsigned activations, for processors whose INT8 kernels saturate.
+"""From signed to unsigned activations, which is what OpenVINO's INT8 kernels compute rightly and fast.
 
-Without VNNI an x86 processor multiplies unsigned by signed bytes and adds pairs of products in saturating int16. To
-feed it signed activations OpenVINO shifts them by 128, and 2 * (128 + 127) * 127 does not fit: results collapse without
-a word. The same activation as unsigned byte with the same scale needs no shift, and 2 * 127 * 127 fits.
+Two things go wrong with signed ones, both without a word (OpenVINO 2026.4):
+
+* An x86 processor without VNNI multiplies unsigned by signed bytes and adds pairs of products in saturating int16. To
+  feed it signed activations OpenVINO shifts them by 128, and 2 * (128 + 127) * 127 does not fit: results collapse. The
+  same activation as unsigned byte with the same scale needs no shift, and 2 * 127 * 127 fits.
+* Behind a concatenation signed activations are computed wrongly on every processor, with VNNI too.
 
 So every activation that provably is never negative is re-labelled uint8. Above the calibrated maximum int8 stops at 127
 where uint8 would go on to 255; a clip in front keeps the old stop, hence the rewritten file computes the same numbers.
@@ -57,12 +60,13 @@ def rewrite_unsigned(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, RewriteRe
     activations = [
         node for node in graph.nodes if node.op_type == "QuantizeLinear" and graph.constant(node.input[0]) is None
     ]
-    signed = tuple(node.input[0] for node in activations if node.input[0] not in non_negative)
-    bounds = {
+    signed = [node for node in activations if node.input[0] not in non_negative]
+    report = RewriteReport(len(activations) - len(signed), tuple(node.input[0] for node in signed))
+    unsigned_bounds = {
         node.output[0]: _make_unsigned(rewritten, graph, node) for node in activations if node.input[0] in non_negative
     }
-    _insert_clips(rewritten, graph, bounds)
-    return rewritten, RewriteReport(len(bounds), signed)
+    _insert_clips(rewritten, graph, unsigned_bounds)
+    return rewritten, report
 
 
 def non_negative_tensors(proto: onnx.ModelProto) -> set[str]:
@@ -93,15 +97,19 @@ def _make_unsigned(proto: onnx.ModelProto, graph: Graph, quantize: onnx.NodeProt
     """Re-label one activation in place and return the largest value it may take."""
     from onnx import numpy_helper
 
-    scale = graph.constant(quantize.input[1])
-    assert scale is not None and scale.size == 1, "check_structure passes only constant per-tensor scales"
     name = quantize.output[0]
     zero_point = numpy_helper.from_array(np.zeros((), np.uint8), name + "_unsigned_zero_point")
     proto.graph.initializer.append(zero_point)
     for node in (quantize, *graph.consumers[name]):
         assert node.op_type in ("QuantizeLinear", "DequantizeLinear")
         node.input[2] = zero_point.name
-    return np.float32(scale.item() * QUANTIZED_MAXIMUM)
+    return np.float32(_scale(graph, quantize) * QUANTIZED_MAXIMUM)
+
+
+def _scale(graph: Graph, quantize: onnx.NodeProto) -> float:
+    scale = graph.constant(quantize.input[1])
+    assert scale is not None and scale.size == 1, "check_structure passes only constant per-tensor scales"
+    return float(scale.item())
 
 
 def _insert_clips(proto: onnx.ModelProto, graph: Graph, bounds: dict[str, np.float32]) -> None:
@@ -110,25 +118,26 @@ def _insert_clips(proto: onnx.ModelProto, graph: Graph, bounds: dict[str, np.flo
     Behind a concatenation or pooling a clip would be a pass of its own over memory; in front of it, right behind the
     convolution, it is fused into that. ``bounds`` holds the bound of each unsigned QuantizeLinear by its output.
     """
+    agreed = _agreed_bounds(graph, bounds)
+    clips = _Clips(proto)
+    for node in graph.nodes:
+        bound = _demand(node, agreed)
+        for position, name in enumerate(node.input[: 1 if node.op_type == "QuantizeLinear" else None]):
+            if bound is not None and name not in agreed:
+                node.input[position] = clips.bounded(name, bound)
+        clips.nodes.append(node)
+    _replace_nodes(proto, clips.nodes)
+
+
+def _agreed_bounds(graph: Graph, bounds: dict[str, np.float32]) -> dict[str, np.float32]:
+    """The bounds given and, by tensor, those that concatenations and poolings pass on to what they read."""
     agreed = dict(bounds)
     for node in reversed(graph.nodes):
         if node.op_type in PASSES_BOUND_ON:
             demands = {_demand(reader, agreed) for reader in graph.consumers.get(node.output[0], [])}
             if len(demands) == 1 and (bound := demands.pop()) is not None:
                 agreed[node.output[0]] = bound
-    clips: dict[str, onnx.NodeProto] = {}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.nodes:
-        bound = _demand(node, agreed)
-        for position, name in enumerate(node.input[: 1 if node.op_type == "QuantizeLinear" else None]):
-            if bound is not None and name not in agreed:
-                clip = _clip(proto, name, bound)
-                if clip.name not in clips:
-                    clips[clip.name] = clip
-                    nodes.append(clip)
-                node.input[position] = clip.output[0]
-        nodes.append(node)
-    _replace_nodes(proto, nodes)
+    return agreed
 
 
 def _demand(reader: onnx.NodeProto, agreed: dict[str, np.float32]) -> np.float32 | None:
@@ -138,14 +147,25 @@ def _demand(reader: onnx.NodeProto, agreed: dict[str, np.float32]) -> np.float32
     return None
 
 
-def _clip(proto: onnx.ModelProto, name: str, bound: np.float32) -> onnx.NodeProto:
-    """A node that bounds a tensor from above; the same name for the same tensor and bound."""
-    from onnx import helper, numpy_helper
+class _Clips:
+    """The nodes of the new graph so far; a tensor that several readers want bounded alike is clipped once."""
 
-    clipped = f"{name}_clipped_{float(bound):.9g}"
-    if all(tensor.name != clipped + "_bound" for tensor in proto.graph.initializer):
-        proto.graph.initializer.append(numpy_helper.from_array(np.array(bound), clipped + "_bound"))
-    return helper.make_node("Clip", [name, "", clipped + "_bound"], [clipped], clipped)
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self._known: set[str] = set()
+        self.nodes: list[onnx.NodeProto] = []
+
+    def bounded(self, name: str, upper: np.float32) -> str:
+        """Name of the tensor bounded from above; the node that makes it is appended when it is new."""
+        from onnx import helper, numpy_helper
+
+        clipped = f"{name}_clipped_{upper}"
+        if clipped not in self._known:
+            limit = numpy_helper.from_array(np.array(upper), clipped + "_limit")
+            self._proto.graph.initializer.append(limit)
+            self.nodes.append(helper.make_node("Clip", [name, "", limit.name], [clipped], clipped))
+            self._known.add(clipped)
+        return clipped
 
 
 def _replace_nodes(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:

@@ -13,7 +13,7 @@ import copy
 import fnmatch
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -35,8 +35,8 @@ PREDICTION_REASON = (
     "and a 1x1 convolution on few channels costs no measurable time in float"
 )
 SIGNED_INPUT_REASON = (
-    "its input contains the output of a transposed convolution without activation, hence negative values, which "
-    "cannot be carried as unsigned integers: processors without VNNI would saturate"
+    "its input can be negative, so it cannot be carried as unsigned integers, the only ones that OpenVINO computes "
+    "rightly on every processor"
 )
 CPU_FLOAT_LAYERS: Mapping[str, str] = MappingProxyType(
     {
@@ -54,11 +54,14 @@ class QuantizationConfig:
 
     percentile: used by the percentile observer, in percent of the values of one activation that are kept.
     float_layers: shell patterns of layer names; each must match at least one layer.
+    signed_inputs_in_float: leave layers in float whose input was negative on the calibration images, as CPU engines
+    need; TensorRT does not need it. It happens behind transposed convolutions and negative bottleneck scalars.
     """
 
     observer: ObserverName = "percentile"
     percentile: float = 99.99
     float_layers: tuple[str, ...] = field(default_factory=lambda: tuple(CPU_FLOAT_LAYERS))
+    signed_inputs_in_float: bool = True
 
 
 def quantize(model: YoloNAS, calibration: Iterable[Float[Tensor, "B 3 S S"]], config: QuantizationConfig) -> YoloNAS:
@@ -76,8 +79,10 @@ def quantize(model: YoloNAS, calibration: Iterable[Float[Tensor, "B 3 S S"]], co
         for pattern in config.float_layers
         for name in match_layers(quantized, pattern)
     }
+    signed = calibrate(quantized, calibration, config)
+    if config.signed_inputs_in_float:
+        reasons = {**dict.fromkeys(signed, SIGNED_INPUT_REASON), **reasons}
     set_float_layers(quantized, reasons)
-    calibrate(quantized, calibration, config)
     return quantized
 
 
@@ -92,19 +97,26 @@ def attach_quantizers(model: nn.Module) -> None:
             _replace(model, name, QuantizedConvTranspose2d.from_float(module))
 
 
-def calibrate(model: nn.Module, batches: Iterable[Float[Tensor, "B 3 S S"]], config: QuantizationConfig) -> None:
-    """Run the float network over the batches and store the observed input range of every layer."""
+def calibrate(
+    model: nn.Module, batches: Iterable[Float[Tensor, "B 3 S S"]], config: QuantizationConfig
+) -> tuple[str, ...]:
+    """Run the float network over the batches and store the observed input range of every layer.
+
+    Returns the names of the layers whose input was negative somewhere.
+    """
     layers = quantized_layers(model)
-    observers = {name: make_observer(config.observer, config.percentile) for name in layers}
+    watches = {name: _InputWatch(make_observer(config.observer, config.percentile)) for name in layers}
+    device = next(model.parameters()).device
     count = 0
-    with _observing(layers, observers), only_quantized(model, ()), torch.no_grad():
+    with _watching(layers, watches), only_quantized(model, ()), torch.no_grad():
         for images in batches:
-            model(images)
+            model(images.to(device))
             count += 1
     if count == 0:
         raise ValueError("quantize needs at least one batch of calibration images, got none")
     for name, layer in layers.items():
-        layer.input_amax.fill_(observers[name].amax())
+        layer.input_amax.fill_(watches[name].observer.amax())
+    return tuple(name for name, watch in watches.items() if watch.negative)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedConvolution]:
@@ -185,15 +197,21 @@ def only_quantized(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             layer.quantizing = before[name]
 
 
+class _InputWatch:
+    """A forward pre-hook that shows a layer's input to an observer and remembers whether it was ever negative."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.negative = False
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.observer.observe(inputs[0])
+        self.negative = self.negative or bool((inputs[0] < 0).any())
+
+
 @contextmanager
-def _observing(layers: Mapping[str, QuantizedConvolution], observers: Mapping[str, Observer]) -> Iterator[None]:
-    def hook_for(observer: Observer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            observer.observe(inputs[0])
-
-        return observe
-
-    handles = [layer.register_forward_pre_hook(hook_for(observers[name])) for name, layer in layers.items()]
+def _watching(layers: Mapping[str, QuantizedConvolution], watches: Mapping[str, _InputWatch]) -> Iterator[None]:
+    handles = [layer.register_forward_pre_hook(watches[name]) for name, layer in layers.items()]
     try:
         yield
     finally:

@@ -28,8 +28,7 @@ class EngineModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
             params: `score_threshold` in [0, 1].
         """
         images = list(model_input["path"]) if hasattr(model_input, "columns") else list(model_input)
-        results = [self._detector.predict(image, **(params or {})) for image in images]
-        return [result.to_json() for result in results]
+        return [result.to_json() for result in self._detector.stream(images, **(params or {}))]
 
 
 mlflow.models.set_model(EngineModel())

@@ -265,20 +265,22 @@ def _create_parent(client: MlflowClient, experiment_id: str, run: str, frozen: d
 
 
 def _log_datasets(client: MlflowClient, run_id: str, frozen: dict[str, Any]) -> None:
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.data.uri_dataset_source import UriDatasetSource
-    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
     for role, dataset in frozen["datasets"].items():
         if dataset:
-            source = UriDatasetSource(dataset["path"])
-            meta = MetaDataset(source=source, name=Path(dataset["path"]).name, digest=dataset["digest"][:36])
+            entity = Dataset(
+                name=Path(dataset["path"]).name,
+                digest=dataset["digest"],
+                source_type="local",
+                source=json.dumps({"uri": dataset["path"]}),
+            )
             tags = [
                 InputTag("mlflow.data.context", role),
                 InputTag("dvc.revision", dataset["dvc_revision"] or "not versioned"),
             ]
-            inputs.append(DatasetInput(meta._to_mlflow_entity(), tags))
+            inputs.append(DatasetInput(entity, tags))
     client.log_inputs(run_id, datasets=inputs)
 
 

@@ -75,11 +75,13 @@ def _parse(client: MlflowClient, workspace: Workspace, uri: str) -> tuple[str, M
 
 
 def _version_by_alias(client: MlflowClient, workspace: Workspace, name: str, alias: str) -> ModelVersion | None:
-    return _ask(lambda: client.get_model_version_by_alias(name, alias), workspace)
+    version: ModelVersion | None = _ask(lambda: client.get_model_version_by_alias(name, alias), workspace)
+    return version
 
 
 def _version_by_number(client: MlflowClient, workspace: Workspace, name: str, number: str) -> ModelVersion | None:
-    return _ask(lambda: client.get_model_version(name, number), workspace)
+    version: ModelVersion | None = _ask(lambda: client.get_model_version(name, number), workspace)
+    return version
 
 
 def _ask(question: Any, workspace: Workspace) -> Any:

@@ -43,28 +43,28 @@ nav ol, nav ul { padding-left: 0; list-style: none; } nav li { display: inline-b
 """.strip()
 
 
-def finish(docs: Path, summary: dict[str, Any], quarantine: Sequence[dict[str, Any]]) -> None:
+def finish(docs: Path, content: dict[str, Any], quarantine: Sequence[dict[str, Any]]) -> None:
     """Make Great Expectations' pages below `docs` self-contained and write `docs`/index.html in their place.
 
-    `summary` is the content of validation.json, `quarantine` the first entries of the quarantine list.
+    `content` is that of validation.json, `quarantine` the first entries of the quarantine list.
     """
     shutil.rmtree(docs / "static", ignore_errors=True)
     for page in docs.rglob("*.html"):
         text = _NEWSLETTER.sub("", _FOREIGN.sub("", page.read_text(encoding="utf-8")))
         page.write_text(text.replace("</head>", f"<style>{STYLE}</style></head>", 1), encoding="utf-8")
     pages = {page.parents[2].name: page.relative_to(docs).as_posix() for page in docs.glob("validations/*/*/*/*.html")}
-    (docs / "index.html").write_text(_first_page(summary, pages, quarantine), encoding="utf-8")
+    (docs / "index.html").write_text(_first_page(content, pages, quarantine), encoding="utf-8")
 
 
-def _first_page(summary: dict[str, Any], pages: dict[str, str], quarantine: Sequence[dict[str, Any]]) -> str:
-    verdict = "passed" if summary["passed"] else "failed"
+def _first_page(content: dict[str, Any], pages: dict[str, str], quarantine: Sequence[dict[str, Any]]) -> str:
+    verdict = "passed" if content["passed"] else "failed"
     body = [
         "<h1>Data validation</h1>",
-        f'<p class="verdict {verdict}">{"Passed" if summary["passed"] else "Refused: nothing was published"}</p>',
-        *(f'<p class="failed">{escape(sentence)}</p>' for sentence in summary["violations"]),
-        *(_set_section(role, described) for role, described in summary["sets"].items()),
-        _suite_section(summary["great_expectations"], pages),
-        _quarantine_section(summary["sets"], quarantine),
+        f'<p class="verdict {verdict}">{"Passed" if content["passed"] else "Refused: nothing was published"}</p>',
+        *(f'<p class="failed">{escape(sentence)}</p>' for sentence in content["violations"]),
+        *(_set_section(role, described) for role, described in content["sets"].items()),
+        _suite_section(content["great_expectations"], pages),
+        _quarantine_section(content["sets"], quarantine),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Data validation</title>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,22 @@ class RoleResult:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What `validate` found; `summary` is the content of validation.json."""
+    """What `validate` found; `report` is the content of validation.json."""
 
     roles: dict[str, RoleResult]
-    summary: dict[str, Any]
+    report: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers worth comparing between runs, by role."""
+        numbers: dict[str, Any] = {}
+        for role, result in self.roles.items():
+            described = self.report["sets"][role]
+            numbers[role] = {**asdict(result), "clipped_boxes": described["clipped_boxes"]}
+            for split, counts in described["splits"].items():
+                numbers[role][split] = {name: counts[name] for name in ("images", "boxes", "images_without_boxes")}
+            for split, ratio in described["class_balance"].get("imbalance_ratio", {}).items():
+                numbers[role][split]["imbalance_ratio"] = ratio
+        return numbers
 
 
 def validate(
@@ -65,15 +77,15 @@ def validate(
     output.mkdir(parents=True, exist_ok=True)
     suites = run_suites([suite for one in judged.values() for suite in _suites(one, limits)], output / "data_docs")
     if not broken:
-        for role, content in published.items():
-            write_dataset(output / role, content.images, content.boxes, content.metadata)
+        for role, one in published.items():
+            write_dataset(output / role, one.images, one.boxes, one.metadata)
     sets = {role: report.describe_set(judged[role], published[role], output / role) for role in judged}
-    summary = report.summarise(sets, broken, limits, suites)
-    report.write(output, summary, judged.values())
+    content = report.assemble(sets, broken, limits, suites)
+    report.write(output, content, judged.values())
     if broken:
         others = f" ({len(broken) - 1} more limits are exceeded)" if len(broken) > 1 else ""
         raise DataError(broken[0] + others)
-    return ValidationResult({role: _result(role, published[role], judged[role]) for role in judged}, summary)
+    return ValidationResult({role: _result(role, published[role], judged[role]) for role in judged}, content)
 
 
 def _judge_all(

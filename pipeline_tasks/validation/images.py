@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.images import decode
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 FILES_PER_TASK = 32
 _EXIF_ORIENTATION = 0x0112
 _DECODE_ERRORS = (
@@ -84,7 +84,7 @@ def _decoded_size(content: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
             (width, height), turned = image.size, image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            checked_twice = image.format not in ("JPEG", "MPO")
+            checked_twice = image.format not in ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind it
     except UnidentifiedImageError:
         raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     if checked_twice:  # OpenCV reads fewer variants of these formats, and not all of them upright

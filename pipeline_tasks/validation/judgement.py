@@ -17,7 +17,7 @@ from pipeline_tasks.validation.limits import ValidationLimits
 from pipeline_tasks.validation.rules import IMAGE_IN_ONE_SPLIT, Rule, bad_rows, describe
 
 NAMED_EXAMPLES = 3
-_LIMIT_NAMES = {"images": "maximum_bad_image_fraction", "boxes": "maximum_bad_box_fraction"}
+_PARAMETERS = {"images": "maximum_bad_image_fraction", "boxes": "maximum_bad_box_fraction"}
 
 Masks = dict[str, NDArray[np.bool_]]
 
@@ -118,7 +118,7 @@ def _over_limit(role: str, table: JudgedTable, rule: Rule, limits: ValidationLim
     if count <= allowed * total:
         return None
     own = rule.name in limits.rule_fractions
-    limit = f"rule_fractions.{rule.name}" if own else _LIMIT_NAMES[table.kind]
+    limit = f"rule_fractions.{rule.name}" if own else _PARAMETERS[table.kind]
     return (
         f"{role}: {_share(count, total, allowed, table.kind)} break the rule {rule.name}: "
         f"{_examples(list(table.entries(rule, NAMED_EXAMPLES)), count)}; {rule.remedy}, or raise validate_data.{limit}"
@@ -136,7 +136,7 @@ def _over_total(role: str, table: JudgedTable, limits: ValidationLimits) -> list
     entries = [entry for rule in broken for entry in table.entries(rule, NAMED_EXAMPLES)]
     return [
         f"{role}: {_share(count, total, allowed, table.kind)} are bad in all, by the rules {rules}: "
-        f"{_examples(entries, len(entries))}; correct them or raise validate_data.{_LIMIT_NAMES[table.kind]}"
+        f"{_examples(entries, len(entries))}; correct them or raise validate_data.{_PARAMETERS[table.kind]}"
     ]
 
 

@@ -13,8 +13,8 @@ from pipeline_tasks.validation.rules import RULE_NAMES, Rule
 class ValidationLimits:
     """Limits of `validate`; fractions are of one set's images or boxes and lie in [0, 1]."""
 
-    maximum_bad_image_fraction: float = 0.01
-    maximum_bad_box_fraction: float = 0.01
+    maximum_bad_images_fraction: float = 0.01
+    maximum_bad_boxes_fraction: float = 0.01
     box_tolerance_pixels: float = 1.0
     """How far a box may reach over the border. Exports round to whole pixels, and some count the last pixel's far
     edge, so that a box of a clean set may reach one pixel too far; what is published is clipped to the image."""
@@ -25,8 +25,8 @@ class ValidationLimits:
 
     def __post_init__(self) -> None:
         fractions = {
-            "maximum_bad_image_fraction": self.maximum_bad_image_fraction,
-            "maximum_bad_box_fraction": self.maximum_bad_box_fraction,
+            "maximum_bad_image_fraction": self.maximum_bad_images_fraction,
+            "maximum_bad_box_fraction": self.maximum_bad_boxes_fraction,
             **{f"rule_fractions.{name}": value for name, value in self.rule_fractions.items()},
         }
         for name, value in fractions.items():
@@ -48,4 +48,4 @@ class ValidationLimits:
 
     def total_fraction(self, kind: str) -> float:
         """Share of a set's images or boxes (`kind`) that may be bad in all."""
-        return self.maximum_bad_image_fraction if kind == "images" else self.maximum_bad_box_fraction
+        return self.maximum_bad_images_fraction if kind == "images" else self.maximum_bad_boxes_fraction

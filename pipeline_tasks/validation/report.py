@@ -46,7 +46,7 @@ def describe_set(judged: JudgedSet, published: Published, folder: Path) -> dict[
     }
 
 
-def summarise(
+def assemble(
     sets: dict[str, dict[str, Any]],
     violations: list[str],
     limits: ValidationLimits,
@@ -63,9 +63,9 @@ def summarise(
     }
 
 
-def write(output: Path, summary: dict[str, Any], judged: Iterable[JudgedSet]) -> None:
+def write(output: Path, content: dict[str, Any], judged: Iterable[JudgedSet]) -> None:
     """Write validation.json, quarantine.jsonl, quarantine.csv and data_docs/index.html below `output`."""
-    text = json.dumps(summary, indent=2, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
     (output / "validation.json").write_text(text + "\n", encoding="utf-8")
     examples: list[dict[str, Any]] = []
     with (
@@ -80,7 +80,7 @@ def write(output: Path, summary: dict[str, Any], judged: Iterable[JudgedSet]) ->
                 table.writerow(entry)
                 if len(examples) < data_docs.LISTED_ENTRIES:
                     examples.append(entry)
-    data_docs.finish(output / "data_docs", summary, examples)
+    data_docs.finish(output / "data_docs", content, examples)
 
 
 def _splits(judged: JudgedSet, published: Published) -> dict[str, dict[str, int]]:

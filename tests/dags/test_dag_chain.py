@@ -180,7 +180,16 @@ def test_a_rejected_engine_leaves_a_green_run_that_says_why(
     assert {task for task, outcome in states.items() if outcome == "skipped"} == {"gate", "register"}
     assert states["report"] == "success"
     assert not fake_nasline.calls("register")
-    assert "gate: rejected: minimum_map 0.500 > measured 0.312" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "The gate rejected: minimum_map 0.500 > measured 0.312. Nothing was registered" in said
+
+
+def test_the_outcome_is_told_in_a_sentence() -> None:
+    outcome = importlib.import_module("pipeline_chain").outcome
+    gate = {"sentence": "published", "summary": {"verdict": "accepted: all 2 rules passed"}}
+    register = {"sentence": "published", "summary": {"model": "digits", "version": "3"}}
+    assert outcome({}, gate, register) == "The gate accepted: all 2 rules passed. Registered: digits v3."
+    assert outcome({"sentence": "nothing changed"}, None, None) == "The run ended before the gate: nothing changed"
 
 
 @pytest.mark.slow

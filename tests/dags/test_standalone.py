@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -15,17 +14,10 @@ from urllib.parse import quote
 import pytest
 import services
 from airflow_api import AirflowApi
-from dag_helpers import FakeNasline, is_alive, wait_for
+from dag_helpers import FakeNasline, free_port, is_alive, wait_for
 
 pytestmark = pytest.mark.slow
 DAG = "train_yolo_nas"
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +59,10 @@ def api(stack: services.Stack) -> AirflowApi:
 def test_pool_and_dags_are_there(api: AirflowApi) -> None:
     assert api.call("GET", "/pools/accelerator")["slots"] == 1
     assert api.call("GET", "/importErrors")["total_entries"] == 0
-    assert {d["dag_id"]: d["is_paused"] for d in api.call("GET", "/dags")["dags"]} == {DAG: False, "retrain_yolo_nas": True}
+    assert {d["dag_id"]: d["is_paused"] for d in api.call("GET", "/dags")["dags"]} == {
+        DAG: False,
+        "retrain_yolo_nas": True,
+    }
 
 
 def test_up_again_leaves_the_running_services_alone(stack: services.Stack, capsys: pytest.CaptureFixture[str]) -> None:

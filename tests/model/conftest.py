@@ -1,4 +1,4 @@
-"""Golden vectors of the reference implementation, and networks filled with the synthetic weights they were made with."""
+"""Golden vectors of the reference implementation, and networks filled with the weights they were made with."""
 
 from __future__ import annotations
 

@@ -137,7 +137,9 @@ def test_task_aligned_claims_thirteen_anchors():
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 3)])
 def test_fewer_anchors_than_candidates(height, width):
     """Inputs of 32 or 64 pixels have levels with fewer anchors than either assigner wants to look at."""
-    grid = make_anchor_grid([(4 * height, 4 * width), (2 * height, 2 * width), (height, width)], torch.device("cpu"), torch.float32)
+    grid = make_anchor_grid(
+        [(4 * height, 4 * width), (2 * height, 2 * width), (height, width)], torch.device("cpu"), torch.float32
+    )
     targets = make_targets([[1.0, 1.0, 30.0, 30.0]], [0], padding=1)
     boxes = grid.anchors_xyxy[None]
     scores = torch.full((1, len(grid.anchor_points), 1), 0.3)

@@ -72,7 +72,9 @@ def test_no_objects_equal_golden_and_every_logit_gets_a_gradient(golden, golden_
     tensors, _ = golden_case
     class_logits, box_logits = _leaves(tensors)
     parts = DetectionLoss(5, assigner=assigner)(*_forward(class_logits, box_logits), _empty_targets(3, rows))
-    _check_parts(parts, golden.json("loss_and_assigners")["losses"][f"{SHORT_NAMES[assigner]}_varifocal_no_targets"], 1e-4)
+    _check_parts(
+        parts, golden.json("loss_and_assigners")["losses"][f"{SHORT_NAMES[assigner]}_varifocal_no_targets"], 1e-4
+    )
     parts.total.backward()
     assert class_logits.grad.abs().min() > 0
     assert box_logits.grad is not None and not box_logits.grad.any()  # DDP wants a gradient, even a zero one
@@ -112,7 +114,9 @@ def test_one_objects_weight_scales_its_share_of_every_term(golden_case):
         assignment = DetectionLoss(5).assign(*forward, weighted)
         normalizer = (assignment.soft_scores * weights.gather(1, assignment.owners)).sum()
         parts = DetectionLoss(5)(*forward, weighted)
-        numerators[weight] = [(part * normalizer).item() for part in (parts.iou, parts.distribution, parts.classification)]
+        numerators[weight] = [
+            (part * normalizer).item() for part in (parts.iou, parts.distribution, parts.classification)
+        ]
     for term in (0, 1):
         share = numerators[1.0][term] - numerators[0.0][term]
         assert share > 0
@@ -121,15 +125,19 @@ def test_one_objects_weight_scales_its_share_of_every_term(golden_case):
 
 
 def test_class_term_of_a_pseudo_label_worked_example():
-    """One perfect prediction, score 0.5: q = w, and its class element costs q * BCE(0, q) = w * ln 2 in the numerator."""
+    """One perfect prediction, score 0.5: q = w, and its class element costs q * BCE(0, q) = w * ln 2."""
     grid = make_anchor_grid([(1, 1), (0, 0), (0, 0)], torch.device("cpu"), torch.float64)
     logits = torch.zeros(1, 1, 1, dtype=torch.float64)
     box_logits = torch.full((1, 1, 4, 17), -200.0, dtype=torch.float64)
     box_logits[..., 1] = 200.0  # one stride on each side
-    raw = RawOutput(logits, box_logits.reshape(1, 1, 68), grid.anchors_xyxy, grid.anchor_points, [1, 0, 0], grid.strides)
+    raw = RawOutput(
+        logits, box_logits.reshape(1, 1, 68), grid.anchors_xyxy, grid.anchor_points, [1, 0, 0], grid.strides
+    )
     boxes = decode_boxes(raw.box_distribution_logits, grid)
     assert boxes.tolist() == [[[-4.0, -4.0, 12.0, 12.0]]]
-    targets = Targets(boxes, torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[0.25]]).double(), torch.ones(1, 1).bool())
+    targets = Targets(
+        boxes, torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[0.25]]).double(), torch.ones(1, 1).bool()
+    )
     parts = DetectionLoss(1)(raw, boxes, logits.sigmoid(), targets)
     assert parts.classification.item() == pytest.approx(0.25 * 0.6931471805599453, rel=1e-6)  # normaliser is 1
     assert parts.iou.item() == pytest.approx(0.0, abs=1e-9)
@@ -240,9 +248,7 @@ def test_training_step_of_s_equals_golden(golden, trained_forward):
 def _loss_of_share(rank: int, world_size: int, port_file: str, inputs: tuple, results) -> None:
     """A process that sees every ``world_size``-th image and reports its loss and gradients."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
     class_logits, box_logits, targets = inputs
     share = slice(rank, None, world_size)
     leaves = class_logits[share].clone().requires_grad_(), box_logits[share].clone().requires_grad_()
@@ -275,7 +281,9 @@ def test_two_processes_equal_one(golden_case, tmp_path: Path):
     assert sum(total for _, total, _, _ in received) / 2 == pytest.approx(single.total.item(), rel=1e-9)
     for rank, _, class_gradient, box_gradient in received:
         share = slice(rank, None, 2)
-        torch.testing.assert_close(torch.from_numpy(class_gradient) / 2, class_logits.grad[share], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            torch.from_numpy(class_gradient) / 2, class_logits.grad[share], rtol=1e-9, atol=1e-12
+        )
         torch.testing.assert_close(torch.from_numpy(box_gradient) / 2, box_logits.grad[share], rtol=1e-9, atol=1e-12)
 
 
@@ -285,21 +293,18 @@ def test_normaliser_is_at_least_one():
 
 
 def test_pico_learns_one_image():
-    """The whole path of gradient: fifty steps on one image with one object bring the loss down and the box home."""
+    """The whole path of gradient: thirty steps on one picture find its object."""
     network = model.build("pico", 2).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3)
     images = torch.rand(2, 3, 64, 64) * 0.2
     images[:, 0, 16:48, 8:40] += 0.7
     box = torch.tensor([8.0, 16.0, 40.0, 48.0])
     targets = Targets(box.expand(2, 1, 4), torch.ones(2, 1).long(), torch.ones(2, 1), torch.ones(2, 1).bool())
-    losses = []
-    for _ in range(50):
+    for _ in range(30):
         (boxes_xyxy, scores), raw = network(images)
-        parts = DetectionLoss(2)(raw, boxes_xyxy, scores, targets)
         optimiser.zero_grad()
-        parts.total.backward()
+        DetectionLoss(2)(raw, boxes_xyxy, scores, targets).total.backward()
         optimiser.step()
-        losses.append(parts.total.item())
-    assert losses[-1] < 0.3 * losses[0]
     best = scores[0, :, 1].argmax()
-    assert (boxes_xyxy[0, best] - box).abs().max() < 4.0  # pixels of a 32-pixel object, after so short a training
+    assert scores[0, best, 1] > 0.6  # 0.9 and more with other seeds; it starts at 0.01
+    assert (boxes_xyxy[0, best] - box).abs().max() < 4.0  # pixels of a 32-pixel object; 0.5 to 1.7 with other seeds

@@ -20,7 +20,7 @@ from model.yolo_nas import VARIANTS, YoloNAS
 FLOAT64 = (5e-6, 1e-4, 1e-6)
 FLOAT32 = (2e-4, 2e-2, 5e-5)
 
-# facts table 2.5: training-form parameters, deploy-form parameters, multiply-adds at 640x640 of both forms in units of 1e9
+# Published: parameters of the training and deploy forms, then multiply-adds of both at 640x640 in units of 1e9
 SIZES = {
     "n": (5_789_423, 5_469_036, 8.457, 7.924),
     "s": (12_878_304, 12_167_580, 16.939, 15.899),
@@ -101,7 +101,9 @@ def test_probes_inside_the_network(golden, small_network):
 
     def capture(name: str):
         def hook(_module, _inputs, output):
-            parts = {f"{name}[{i}]": part for i, part in enumerate(output)} if isinstance(output, tuple) else {name: output}
+            parts = (
+                {f"{name}[{i}]": part for i, part in enumerate(output)} if isinstance(output, tuple) else {name: output}
+            )
             captured.update({key: part.detach().clone() for key, part in parts.items()})
 
         return hook
@@ -159,7 +161,9 @@ def test_pico_is_small():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_norm_has_the_published_constants(variant):
     norms = [module for module in _on_meta_device(variant).modules() if isinstance(module, nn.BatchNorm2d)]
-    assert {(norm.eps, norm.momentum) for norm in norms} == {(BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM)} == {(1e-3, 0.03)}
+    assert (
+        {(norm.eps, norm.momentum) for norm in norms} == {(BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM)} == {(1e-3, 0.03)}
+    )
 
 
 def test_class_bias_starts_at_one_percent():
@@ -205,7 +209,7 @@ def test_grid_made_for_inference_serves_training():
     network = model.build("pico", 2)
     with torch.inference_mode():
         network(torch.rand(1, 3, 64, 64))
-    (boxes_xyxy, _), raw = network(torch.rand(2, 3, 64, 64))
+    (boxes_xyxy, _), _ = network(torch.rand(2, 3, 64, 64))
     boxes_xyxy.sum().backward()
     assert len(network.heads._grids) == 1
     assert not any("grid" in key or "anchor" in key for key in network.state_dict())
@@ -243,7 +247,9 @@ def test_size_must_be_a_multiple_of_32():
         model.build("pico", 2)(torch.rand(1, 3, 64, 50))
 
 
-@pytest.mark.parametrize("variant, num_classes, message", [("x", 2, "choose one of pico, n"), ("pico", 0, "at least 1")])
+@pytest.mark.parametrize(
+    "variant, num_classes, message", [("x", 2, "choose one of pico, n"), ("pico", 0, "at least 1")]
+)
 def test_build_refuses_what_does_not_exist(variant, num_classes, message):
     with pytest.raises(ValueError, match=message):
         model.build(variant, num_classes)

@@ -1,0 +1,204 @@
+"""Versions of raw data: `nasline data add`, content digests and the DVC revision of a dataset folder."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline_tasks.data.content_digest import files_below, folder_digest
+from pipeline_tasks.errors import ConfigurationError, DataError, TemporaryError, UsageError
+
+
+@dataclass(frozen=True)
+class AddedDataset:
+    """A dataset folder that DVC now tracks."""
+
+    path: Path
+    digest: str  # what MLflow shows: MD5 of DVC's listing and ".dir"
+    files: int
+    size_bytes: int
+    dvc_file: Path
+    next_commands: tuple[str, ...]
+
+    def __str__(self) -> str:
+        commands = "\n".join(f"  {command}" for command in self.next_commands)
+        megabytes = self.size_bytes / 1e6
+        return f"{self.path}: {self.files} files, {megabytes:.1f} MB, digest {self.digest}\nNext:\n{commands}"
+
+
+def add(path: Path, to: Path | None = None) -> AddedDataset:
+    """Track a dataset folder with DVC; with `to`, copy it there first (a folder inside the DVC project).
+
+    Prints digest, size and the commands that come next. Raises `DataError` for a folder that is no dataset or that
+    DVC refuses, `UsageError` outside a DVC project.
+    """
+    _check_dataset(path)
+    folder = path if to is None else _copy(path, to)
+    _check_no_links(folder)
+    project = project_root(folder)
+    if project is None:
+        raise UsageError(
+            f"{path} lies outside of a DVC project; copy it in with `nasline data add {shlex.quote(str(path))} "
+            f"--to data/{folder.resolve().name}`, or run `git init` and `dvc init` in a folder above it"
+        )
+    with _dvc_errors(folder):
+        from dvc.repo import Repo
+
+        with Repo(str(project)) as repo:
+            repo.scm_context.quiet = True  # its hint is printed by the command, with the digest
+            (stage,) = repo.add([str(folder.resolve())])
+    tracked = stage.outs[0]
+    added = AddedDataset(
+        path=folder,
+        digest=tracked.hash_info.value,
+        files=tracked.meta.nfiles,
+        size_bytes=tracked.meta.size,
+        dvc_file=_pointer(folder),
+        next_commands=_next_commands(folder),
+    )
+    print(added)
+    return added
+
+
+def dataset_digest(path: Path, cache: Path | None = None) -> str:
+    """Content digest of a dataset folder, the same whether DVC tracks it or not ("….dir", 36 characters).
+
+    `cache` is the file that remembers digests (`content_digest`). Raises `DataError` when the folder is missing.
+    """
+    if not path.is_dir():
+        remedy = f"run `dvc pull {_pointer(path)}`" if _pointer(path).is_file() else "give the folder of a dataset"
+        raise DataError(f"{path} is not a folder; {remedy}")
+    return folder_digest(path, _versioned_files(path), cache)
+
+
+def dvc_revision(path: Path, cache: Path | None = None) -> str | None:
+    """The Git commit that records this dataset, or None when DVC or Git does not track it.
+
+    "+dirty" follows when the folder's content or its .dvc file differs from that commit.
+    """
+    tracked = next((folder for folder in (path, *path.resolve().parents) if _pointer(folder).is_file()), None)
+    if tracked is None or project_root(tracked) is None:
+        return None
+    pointer = _pointer(tracked)
+    commit = _git(pointer.parent, "rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return None
+    pointer_changed = _git(pointer.parent, "status", "--porcelain", "--", pointer.name) != ""
+    recorded = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0].get("md5")
+    return commit if not pointer_changed and recorded == dataset_digest(tracked, cache) else f"{commit}+dirty"
+
+
+def project_root(path: Path) -> Path | None:
+    """The folder of the DVC project that `path` lies in (it need not exist), None outside of one."""
+    return next((folder for folder in path.resolve().parents if (folder / ".dvc").is_dir()), None)
+
+
+def _pointer(folder: Path) -> Path:
+    """The .dvc file that tracks a folder."""
+    resolved = folder.resolve()
+    return resolved.parent / (resolved.name + ".dvc")
+
+
+def _check_dataset(path: Path) -> None:
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder; give the folder of a dataset, with images/ and annotations/")
+    if not (path / "images").is_dir():
+        raise DataError(f"{path} has no folder images/; a dataset needs images/ and, where labelled, annotations/")
+
+
+def _check_no_links(folder: Path) -> None:
+    for parent, names, _ in os.walk(folder):
+        linked = [name for name in names if os.path.islink(os.path.join(parent, name))]
+        if linked:
+            raise DataError(
+                f"{os.path.join(parent, linked[0])} is a link to a folder, which DVC does not follow; put the files "
+                "themselves there, or let `nasline data add PATH --to DIR` copy them"
+            )
+
+
+def _copy(source: Path, target: Path) -> Path:
+    """Copy a dataset to a folder of the DVC project, first beside it, so that a broken copy is never taken for it."""
+    if project_root(target) is None:
+        raise UsageError(f"--to {target} lies outside of a DVC project; give a folder inside one, such as data/NAME")
+    if target.exists():
+        if dataset_digest(source) == dataset_digest(target):
+            return target
+        raise DataError(f"{target} exists with other content than {source}; remove it or choose another name for --to")
+    beside = target.with_name(f".{target.name}.incoming")
+    shutil.rmtree(beside, ignore_errors=True)
+    for name in files_below(source):
+        (beside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, beside / name)
+    beside.rename(target)
+    return target
+
+
+def _next_commands(folder: Path) -> tuple[str, ...]:
+    pointer = _pointer(folder)
+    changed = [pointer, *(file for file in [pointer.with_name(".gitignore")] if file.is_file())]
+    files = [os.path.relpath(file) for file in changed]
+    return (
+        shlex.join(["git", "add", *files]),
+        shlex.join(["git", "commit", "-m", f"Add dataset {folder.resolve().name}"]),
+        "dvc push",
+    )
+
+
+def _versioned_files(folder: Path) -> list[str]:
+    """The files that DVC would track; DVC itself is asked only where .dvcignore files have patterns."""
+    project = project_root(folder)
+    if project is None or not _has_ignore_patterns(project, folder.resolve()):
+        return files_below(folder)
+    with _dvc_errors(folder):
+        from dvc.fs import localfs
+        from dvc.repo import Repo
+
+        with Repo(str(project)) as repo:
+            found = list(repo.dvcignore.find(localfs, str(folder.resolve())))
+    return [Path(file).relative_to(folder.resolve()).as_posix() for file in found]
+
+
+def _has_ignore_patterns(project: Path, folder: Path) -> bool:
+    above = [parent for parent in folder.parents if parent == project or project in parent.parents]
+    files = [parent / ".dvcignore" for parent in above]
+    lines = [line for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()]
+    return any(line.strip() and not line.startswith("#") for line in lines)
+
+
+@contextmanager
+def _dvc_errors(folder: Path) -> Iterator[None]:
+    """DVC's errors in the words and with the exit codes of the pipeline."""
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.lock import LockError
+    except ImportError as error:
+        raise ConfigurationError(f"DVC is not installed ({error}); install nasline[pipeline]") from error
+    try:
+        yield
+    except LockError as error:
+        raise TemporaryError(f"another DVC command holds the project of {folder}; try again when it is done") from error
+    except DvcException as error:
+        raise DataError(f"DVC cannot work with {folder}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].strip().rstrip(".")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a Git command, None where Git or its repository is missing."""
+    command: list[Any] = ["git", "-C", folder, *arguments]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return finished.stdout.strip()

@@ -1,0 +1,73 @@
+"""Files to RGB arrays."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from model.data.images import decode_image, read_image, write_image
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def picture(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: NDArray[np.uint8], kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_colours_come_as_red_green_blue() -> None:
+    np.testing.assert_array_equal(decode_image(encoded(picture(), "PNG"), "a.png"), picture())
+
+
+def test_jpeg_pixels_equal_pillows(shared: Path) -> None:
+    for path in sorted((shared / "data" / "bccd" / "images").iterdir())[:3]:
+        np.testing.assert_array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_greyscale_is_spread_over_three_channels() -> None:
+    grey = picture()[:, :, 0]
+    image = decode_image(encoded(grey, "PNG"), "grey.png")
+    np.testing.assert_array_equal(image, np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_exif_orientation_is_not_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    image = decode_image(encoded(picture(), "JPEG", exif=exif), "turned.jpg")
+    assert image.shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.97])
+def test_truncated_file_is_named(kind: str, fraction: float) -> None:
+    content = encoded(picture(), kind)
+    with pytest.raises(ValueError, match=r"image street\.x cannot be decoded"):
+        decode_image(content[: int(len(content) * fraction)], "street.x")
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no\.jpg cannot be opened: No such file"):
+        read_image(tmp_path / "no.jpg")
+
+
+def test_text_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"notes\.jpg cannot be decoded"):
+        read_image(tmp_path / "notes.jpg")
+
+
+def test_written_picture_comes_back(tmp_path: Path) -> None:
+    write_image(tmp_path / "new" / "a.png", picture())
+    np.testing.assert_array_equal(read_image(tmp_path / "new" / "a.png"), picture())
+
+
+def test_unknown_suffix_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.xyz"):
+        write_image(tmp_path / "a.xyz", picture())

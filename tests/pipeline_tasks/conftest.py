@@ -1,0 +1,95 @@
+"""A small labelled dataset whose files a test may damage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+WIDTH, HEIGHT = 48, 32
+
+
+@dataclass(frozen=True)
+class CocoFolder:
+    """A COCO folder on disk: pictures of noise, two boxes each, categories with the ids 3 and 7."""
+
+    path: Path
+
+    def annotation_file(self, split: str) -> Path:
+        return self.path / f"annotations/instances_{split}.json"
+
+    def image(self, split: str, index: int = 0) -> Path:
+        return self.path / f"images/{split}_{index}.jpg"
+
+    @contextmanager
+    def edit(self, split: str) -> Iterator[Any]:
+        """The decoded annotation file; what the block changes is written back."""
+        file = self.annotation_file(split)
+        content = json.loads(file.read_text())
+        yield content
+        file.write_text(json.dumps(content))
+
+
+def write_picture(path: Path, seed: int, width: int = WIDTH, height: int = HEIGHT) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def _annotation_content(split: str, images: int, first_id: int) -> dict[str, Any]:
+    ids = range(first_id, first_id + images)
+    return {
+        "info": {"description": "noise", "version": "1", "url": "http://example.org"},
+        "licenses": [{"id": 1, "name": "CC BY 4.0", "url": ""}, {"id": 2, "name": "MIT", "url": ""}],
+        "categories": [{"id": 7, "name": "square"}, {"id": 3, "name": "circle"}],
+        "images": [
+            {"id": i, "file_name": f"{split}_{i - first_id}.jpg", "width": WIDTH, "height": HEIGHT, "license": 1 + i % 2}
+            for i in ids
+        ],
+        "annotations": [
+            {"id": 2 * i + k, "image_id": i, "category_id": (3, 7)[k], "bbox": [4 + k, 5, 10.5, 8], "area": 60.0 + k}
+            for i in ids
+            for k in (0, 1)
+        ],
+    }
+
+
+CocoMaker = Callable[..., CocoFolder]
+
+
+@pytest.fixture
+def make_coco_folder(tmp_path: Path) -> CocoMaker:
+    """Call it with a name, a seed for the pictures and the number of images per split."""
+
+    def make(name: str = "target", seed: int = 0, train: int = 6, val: int = 3, test: int = 3) -> CocoFolder:
+        folder = CocoFolder(tmp_path / name)
+        folder.annotation_file("train").parent.mkdir(parents=True)
+        first_id = 1
+        for split, images in (("train", train), ("val", val), ("test", test)):
+            for index in range(images):
+                write_picture(folder.image(split, index), seed=1000 * seed + first_id + index)
+            content = _annotation_content(split, images, first_id)
+            folder.annotation_file(split).write_text(json.dumps(content))
+            first_id += images
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def coco_folder(make_coco_folder: CocoMaker) -> CocoFolder:
+    """A clean set with 6 training, 3 validation and 3 test images."""
+    return make_coco_folder()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests leave nothing in the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,0 +1,159 @@
+"""Keys, reuse, missing inputs and resumed state: what holds for every step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_tasks import digests, execution
+from pipeline_tasks.errors import DataError, UsageError
+from pipeline_tasks.execution import StepContext, execute
+from pipeline_tasks.params import Parameters, resolve
+from pipeline_tasks.process import Stopper
+from pipeline_tasks.steps import definition
+from pipeline_tasks.workspace import Workspace
+
+
+class SilentTracker:
+    """Tracking has tests of its own."""
+
+    def __init__(self, *_: object) -> None:
+        from pipeline_tasks.tracking.mirror import StepRecord
+
+        self.record = StepRecord("")
+        self.run_id = None
+
+    def deliver(self) -> None:
+        """Nothing to do."""
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "Tracker", SilentTracker)
+
+
+def start(workspace: Workspace, run: str, options: dict[str, Any] | None = None, target: str = "t1") -> None:
+    workspace.write_run(
+        run,
+        {
+            "run": run,
+            "parameters": resolve(None, options or {}).to_json(),
+            "datasets": {
+                "target": {"path": "/nowhere/target", "digest": target, "dvc_revision": None},
+                "pretrain": {"path": "/nowhere/pretrain", "digest": "p1", "dvc_revision": None},
+                "unlabeled": None,
+            },
+            "champion": None,
+            "registry": "workspace",
+            "code_version": "test",
+            "steps": {},
+        },
+    )
+
+
+def validate(context: StepContext) -> dict[str, Any]:
+    """Each set's content follows from its digest alone."""
+    for role in ("target", "pretrain", "unlabeled"):
+        (context.output / role).mkdir()
+        entry = context.run["datasets"][role]
+        (context.output / role / "images.parquet").write_text(entry["digest"] if entry else "none")
+    return {}
+
+
+def pretrain(context: StepContext) -> dict[str, Any]:
+    (context.output / "checkpoint").mkdir()
+    source = (context.inputs["pretrain"] / "images.parquet").read_text()
+    (context.output / "checkpoint" / "model.safetensors").write_text(source + context.part)
+    return {"map50_95": 0.5}
+
+
+def run_both(workspace: Workspace, run: str) -> list[bool]:
+    first = execute(workspace, run, "validate_data", validate, Stopper())
+    second = execute(workspace, run, "pretrain", pretrain, Stopper(), part="teacher")
+    return [first.reused, second.reused]
+
+
+def test_second_run_with_equal_facts_reuses_everything(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    start(workspace, "two", {"gate.minimum_map": 0.9, "start.threads": 3})
+    assert run_both(workspace, "one") == [False, False]
+    assert run_both(workspace, "two") == [True, True]
+    assert workspace.read_run("one")["steps"] == workspace.read_run("two")["steps"]
+
+
+def test_pretraining_alone_is_reused_when_only_the_target_changes(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    start(workspace, "two", target="t2")
+    run_both(workspace, "one")
+    assert run_both(workspace, "two") == [False, True]
+
+
+def test_student_and_teacher_of_one_variant_are_kept_apart_only_by_part_and_variant(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one", {"start.student_variant": "n", "start.teacher_variant": "s"})
+    execute(workspace, "one", "validate_data", validate, Stopper())
+    student = execute(workspace, "one", "pretrain", pretrain, Stopper(), part="student")
+    teacher = execute(workspace, "one", "pretrain", pretrain, Stopper(), part="teacher")
+    assert student.key != teacher.key
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "changes"),
+    [("pretrain.epochs", 3, True), ("start.seed", 1, True), ("start.device", "cuda", False), ("teach.epochs", 3, False)],
+)
+def test_key_follows_what_the_result_depends_on(option: str, value: object, changes: bool) -> None:
+    frozen = {"datasets": {}, "champion": None}
+    step = definition("pretrain")
+    keys = [
+        digests.of_json(execution._key_content(step, parameters, "student", {}, frozen))
+        for parameters in (Parameters(), resolve(None, {option: value}))
+    ]
+    assert (keys[0] != keys[1]) is changes
+
+
+def test_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    with pytest.raises(UsageError, match="pretrain needs validate_data of run 'one'.*`nasline validate_data --run one`"):
+        execute(workspace, "one", "pretrain", pretrain, Stopper(), part="student")
+    execute(workspace, "one", "validate_data", validate, Stopper())
+    with pytest.raises(UsageError, match="`nasline pretrain --role teacher --run one` first"):
+        execute(workspace, "one", "teach", pretrain, Stopper())
+
+
+def test_failed_attempt_publishes_nothing_and_its_state_is_found_again(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    attempts: list[list[str]] = []
+
+    def flaky(context: StepContext) -> dict[str, Any]:
+        attempts.append([path.name for path in [*context.state.iterdir(), *context.output.iterdir()]])
+        (context.state / "checkpoint").write_text("half way")
+        (context.output / "half").write_text("written")
+        if len(attempts) == 1:
+            raise DataError("the data ended")
+        return validate(context)
+
+    with pytest.raises(DataError):
+        execute(workspace, "one", "validate_data", flaky, Stopper())
+    assert workspace.read_run("one")["steps"] == {}
+    assert not list((tmp_path / "steps" / "validate_data").glob("*/manifest.json"))
+    execute(workspace, "one", "validate_data", flaky, Stopper())
+    assert attempts == [[], ["checkpoint"]]
+
+
+def test_manifest_lists_what_made_it_but_no_time_and_no_place(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    before = time.time()
+    result = execute(workspace, "one", "validate_data", validate, Stopper())
+    published = workspace.published("validate_data", result.key)
+    assert published is not None
+    text = (published.directory / "manifest.json").read_text()
+    assert published.manifest["key_content"]["inputs"] == {"target": "t1", "pretrain": "p1"}
+    assert str(tmp_path) not in text and str(int(before))[:6] not in text

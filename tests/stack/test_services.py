@@ -1,0 +1,97 @@
+"""Starting and stopping: only what was started, all of it, and never a process that got the same number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "stack"))
+import services
+
+STUBBORN = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setpgid(0, 0)  # as Airflow does with each running task
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def session(program: str) -> subprocess.Popen[str]:
+    """A process in a session of its own."""
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_a_session_ends_with_its_stubborn_members_of_other_groups() -> None:
+    leader = session(STUBBORN)
+    assert leader.stdout is not None
+    stubborn = int(leader.stdout.readline())
+    assert sorted(services.session_members(leader.pid)) == sorted([leader.pid, stubborn])
+    services.stop_session(leader.pid, signal.SIGTERM, patience=(0.3, 0.3, 5))
+    assert services.session_members(leader.pid) == []
+    assert services.start_time(stubborn) is None
+    leader.stdout.close()
+
+
+def test_a_service_that_obeys_is_not_killed() -> None:
+    program = (
+        "import signal, sys, time\nsignal.signal(2, lambda *_: print('bye') or sys.exit())\nprint('up', flush=True)\n"
+    )
+    leader = session(program + "time.sleep(60)")
+    assert leader.stdout is not None
+    leader.stdout.readline()
+    services.stop_session(leader.pid, signal.SIGINT)
+    assert leader.stdout.read() == "bye\n"
+    leader.stdout.close()
+
+
+def test_a_reused_pid_is_not_ours(tmp_path: Path) -> None:
+    stack = services.Stack(tmp_path, tmp_path / "workspace")
+    assert services.running_pid(stack, "mlflow") is None
+    record = {"pid": os.getpid(), "started": services.start_time(os.getpid())}
+    (tmp_path / "mlflow.pid").write_text(json.dumps(record))
+    assert services.running_pid(stack, "mlflow") == os.getpid()
+    (tmp_path / "mlflow.pid").write_text(json.dumps({**record, "started": "1"}))
+    assert services.running_pid(stack, "mlflow") is None
+    services.down(stack)  # we are still here
+    assert not (tmp_path / "mlflow.pid").exists()
+
+
+def test_a_damaged_pid_file_names_nobody(tmp_path: Path) -> None:
+    (tmp_path / "airflow.pid").write_text("")
+    assert services.running_pid(services.Stack(tmp_path, tmp_path), "airflow") is None
+
+
+def test_a_dead_process_has_no_start_time() -> None:
+    process = session("pass")
+    time.sleep(0.5)  # a zombie now
+    assert services.start_time(process.pid) is None
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_settings_of_the_caller_win_but_not_over_where_things_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "9")
+    monkeypatch.setenv("AIRFLOW_HOME", "/elsewhere")
+    environment = services.Stack(tmp_path, tmp_path / "w", 18080, 15000).environment()
+    assert environment["AIRFLOW__CORE__PARALLELISM"] == "9"
+    assert environment["AIRFLOW_HOME"] == str(tmp_path / "airflow")
+    assert environment["NASLINE_WORKSPACE"] == str(tmp_path / "w")
+    assert environment["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:15000"
+
+
+def test_a_foreign_server_on_the_port_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_mlflow_healthy", lambda stack: True)
+    with pytest.raises(SystemExit, match="another mlflow answers"):
+        services.up(services.Stack(tmp_path / "s", tmp_path / "w"))
