@@ -42,10 +42,13 @@ class ChildProcess:
         return self._process.pid
 
     def lines(self) -> Iterator[str]:
-        """The output, standard error included, a line at a time as it comes; bytes that are no UTF-8 replaced."""
+        """The output, standard error included, a line at a time as it comes; bytes that are no UTF-8 replaced.
+
+        Of a progress bar, which overwrites its line, the last state is kept.
+        """
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            yield line.decode(errors="replace").rstrip()
+            yield line.decode(errors="replace").rstrip().rpartition("\r")[2]
 
     def wait(self) -> int:
         """The exit code, negative for a signal, once the whole group is gone."""

@@ -148,6 +148,7 @@ class StepOperator(BaseOperator):
     def _show_mlflow_run(self, url: str | None, task_instance: TaskInstance) -> None:
         if url and url != self.mlflow_url:
             self.mlflow_url = url
+            self.log.info("MLflow run %s", url)
             task_instance.xcom_push(key=MlflowRunLink().xcom_key, value=url)
 
 

@@ -158,7 +158,8 @@ def table(results: dict[str, dict[str, Any]], run: str) -> str:
     gate, gate_folder = results["gate"]["summary"], results["gate"]["folder"]
     timed = json.loads((gate_folder / "latency.json").read_text(encoding="utf-8"))["int8"]
     reused = [name for name, manifest in results.items() if manifest["made_by_run"] != run]
-    where = f"{timed['device']}, {timed['runtime']} {timed['version']}, batch 1, {timed['input_size']} px"
+    runtime = f"{timed['runtime']} {timed['runtime_version'].partition('-')[0]}, threads {timed['threads']}"
+    where = f"{timed['device']['device']}, {runtime}, batch {timed['batch']}, {timed['input_size']} pixels"
     lines = [
         "",
         f"{'engine':8}{'mAP50-95':>10}{'latency p50':>14}   on the test split; {where}",

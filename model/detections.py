@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 
 from model.boxes import clip_boxes, postprocess
+from model.data.image_set import as_rows
 from model.preprocessing import Letterbox
 
 
@@ -30,8 +31,8 @@ class Detections:
         return len(self.scores)
 
     def select(self, rows: ArrayLike) -> Detections:
-        """The detections at these rows; a mask, indices or a slice's indices."""
-        chosen = np.asarray(rows)
+        """The detections at these rows, given as a mask or as indices."""
+        chosen = as_rows(rows)
         return Detections(self.image_index[chosen], self.boxes_xyxy[chosen], self.scores[chosen], self.labels[chosen])
 
     def of_image(self, index: int) -> Detections:

@@ -40,7 +40,7 @@ def draw_boxes(
     for position in reversed(range(len(corners))):
         label = int(labels[position])
         left, top, right, bottom = corners[position]
-        cv2.rectangle(canvas, (left, top), (right, bottom), class_colour(label), line, cv2.LINE_AA)
+        cv2.rectangle(canvas, (left, top), (right, bottom), class_colour(label), line)
         if tags:
             text = class_names[label] if scores is None else f"{class_names[label]} {scores[position]:.2f}"
             _draw_tag(canvas, text, left, top, class_colour(label))

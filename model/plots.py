@@ -41,7 +41,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     metrics = [name for name in names if name.startswith(("map", "recall", "ap/"))]
     losses = [name for name in names if name not in metrics and name not in POSITION_COLUMNS]
     per_class = [name for name in metrics if name.startswith("ap/")]
-    panels = [
+    panels: list[tuple[str, list[str]]] = [
         ("Loss", losses),
         ("Validation, all classes", [name for name in ("map50", "map75", "map50_95") if name in metrics]),
         ("Validation, AP50-95 per class", _extremes(history, per_class)),
@@ -63,6 +63,8 @@ def _extremes(history: Sequence[Mapping[str, Any]], names: list[str]) -> list[st
 
 
 def _draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], title: str, names: list[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for name in names:
         rows = [row for row in history if _is_number(row.get(name))]
         epochs, values = [row["epoch"] for row in rows], [float(row[name]) for row in rows]
@@ -70,7 +72,7 @@ def _draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], title: str, 
         axes.plot(epochs, values, marker="o" if len(values) < 30 else "", markersize=3, label=label)
     axes.set_title(title)
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_ylim(0, 1 if title.startswith("Validation") else 1.08 * max(axes.dataLim.ymax, 1e-12))
     if len(names) > MOST_LINES // 2:

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nasline", description="A pipeline that produces YOLO-NAS engines you own.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for step in STEPS:
-        command = commands.add_parser(step.name, help=step.summary, description=step.summary)
+        command = commands.add_parser(step.name, help=step.summary, description=step.summary, allow_abbrev=False)
         _add_run_options(command)
         _add_step_options(command, step)
     _add_predict(commands)

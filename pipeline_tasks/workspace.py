@@ -4,6 +4,8 @@
     steps/STEP/KEY/              published work; it is complete because manifest.json exists
     steps/STEP/KEY.partial/      work in progress: output/ (to be published) and state/ (to resume from)
     steps/STEP/KEY.lock          the lease: held by an OS lock while a process works on that key
+
+`s3://bucket/prefix` is a workspace too: see `pipeline_tasks.remote_workspace`.
 """
 
 from __future__ import annotations
@@ -43,11 +45,28 @@ class Published:
         return digests.of_files(self.manifest["files"], folder)
 
 
+def open_workspace(place: str) -> Workspace:
+    """The workspace in a folder, or in an object store (`s3://bucket/prefix`).
+
+    Raises:
+        UsageError: the place is an address of another kind.
+    """
+    if place.startswith("s3://"):
+        from pipeline_tasks.remote_workspace import RemoteWorkspace
+
+        return RemoteWorkspace(place)
+    if "://" in place:
+        raise UsageError(f"--workspace {place!r} must be a folder or s3://BUCKET/PREFIX")
+    return Workspace(Path(place))
+
+
 class Workspace:
     """A folder that holds runs and published steps."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
+        self.place = str(self.root)
+        """How the user calls it."""
 
     # runs -----------------------------------------------------------------------------------------------
 
@@ -74,15 +93,14 @@ class Workspace:
         """
         path = self.run_directory(run) / "run.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            return parse_run(path.read_text(encoding="utf-8"), str(path))
         except FileNotFoundError:
-            raise UsageError(
-                f"run {run!r} does not exist in workspace {self.root}; create it with `nasline start --run {run}`"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: run.json is damaged ({error.msg}); start the run anew") from None
-        assert isinstance(content, dict)
-        return content
+            raise self._unknown_run(run) from None
+
+    def _unknown_run(self, run: str) -> UsageError:
+        return UsageError(
+            f"run {run!r} does not exist in workspace {self.place}; create it with `nasline start --run {run}`"
+        )
 
     def write_run(self, run: str, content: dict[str, Any]) -> None:
         """Write run.json in one piece."""
@@ -139,21 +157,51 @@ class Workspace:
         manifest = {**manifest, "files": files, "digest": digests.of_files(files)}
         existing = self.published(step, key)
         if existing is not None:
-            return self._verify_equal(existing, manifest)
+            require_equal(str(existing.directory), existing.manifest, manifest)
+            return existing
+        self._share(step, key, output, manifest)
         write_json(output / MANIFEST, manifest)
-        _flush_folder(output)
+        flush_folder(output)
         os.rename(output, target)
-        _flush(target.parent)
+        flush(target.parent)
         shutil.rmtree(partial, ignore_errors=True)
         return Published(target, manifest)
 
-    def _verify_equal(self, existing: Published, manifest: dict[str, Any]) -> Published:
-        if existing.manifest["digest"] != manifest["digest"]:
-            raise DataError(
-                f"{existing.directory} was published meanwhile with other content "
-                f"({existing.manifest['digest'][:12]} is not {manifest['digest'][:12]}); nothing was overwritten"
-            )
-        return existing
+    def _share(self, step: str, key: str, folder: Path, manifest: dict[str, Any]) -> None:
+        """Publish for other machines; nothing to do where all see the same folder."""
+
+    def save_state(self, step: str, key: str) -> None:
+        """Keep the state of unfinished work for other machines; nothing to do where all see the same folder."""
+
+    def load_state(self, step: str, key: str) -> None:
+        """Take over the state that another machine left; nothing to do where all see the same folder."""
+
+
+def parse_run(text: str, place: str) -> dict[str, Any]:
+    """The content of a run.json.
+
+    Raises:
+        DataError: the text is damaged.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}:{error.lineno}: run.json is damaged ({error.msg}); start the run anew") from None
+    assert isinstance(content, dict)
+    return content
+
+
+def require_equal(place: str, existing: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Compare two manifests of one key.
+
+    Raises:
+        DataError: their files differ.
+    """
+    if existing["digest"] != manifest["digest"]:
+        raise DataError(
+            f"{place} was published meanwhile with other content "
+            f"({existing['digest'][:12]} is not {manifest['digest'][:12]}); nothing was overwritten"
+        )
 
 
 @contextmanager
@@ -195,13 +243,13 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

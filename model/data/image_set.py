@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,7 @@ class BoxColumns:
 
     def select(self, rows: ArrayLike) -> BoxColumns:
         """The boxes at these rows, given as a mask or as indices."""
-        chosen = np.asarray(rows)
+        chosen = as_rows(rows)
         return BoxColumns(
             self.image_index[chosen],
             self.boxes_xywh[chosen],
@@ -199,9 +199,7 @@ class ImageSet:
 
     def subset(self, indices: ArrayLike) -> ImageSet:
         """The images at these positions, in this order; a boolean mask of length ``len(self)`` works too."""
-        chosen = np.asarray(indices)
-        chosen = chosen.astype(np.int64) if chosen.dtype != np.bool_ else chosen
-        return ImageSet(self._columns, self.class_names, self._rows[chosen])
+        return ImageSet(self._columns, self.class_names, self._rows[as_rows(indices)])
 
 
 def concatenate(image_sets: Sequence[ImageSet]) -> ImageSet:
@@ -261,6 +259,12 @@ def _compact(image_set: ImageSet) -> Columns:
 
 def _join(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=columns[0].type)
+
+
+def as_rows(rows: ArrayLike) -> NDArray[Any]:
+    """A mask as it is, anything else (an empty list too) as indices."""
+    chosen = np.asarray(rows)
+    return chosen if chosen.dtype == np.bool_ else chosen.astype(np.int64)
 
 
 def index_ranges(first: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline_tasks.workspace import Workspace
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 def tracking_uri(workspace: Workspace) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.root}/mlflow.db"
+
+
+def store_exists(workspace: Workspace) -> bool:
+    """False for a local database that was never written; asking it would take seconds to create its tables."""
+    uri = tracking_uri(workspace)
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def connect(workspace: Workspace) -> MlflowClient:

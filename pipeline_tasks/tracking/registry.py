@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import digests
 from pipeline_tasks.errors import DataError, UnavailableError
-from pipeline_tasks.tracking.client import connect, server_errors, tracking_uri
+from pipeline_tasks.tracking.client import connect, server_errors, store_exists, tracking_uri
 from pipeline_tasks.workspace import Workspace, file_lock
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def fetch_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
     Raises:
         UnavailableError: the registry does not answer.
     """
+    if not store_exists(workspace):
+        return None
     client = connect(workspace)
     version = _version_by_alias(client, workspace, name, CHAMPION)
     if version is None:

@@ -7,11 +7,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline_tasks.data.raw import SPLITS
+
 
 def split_counts(table: pa.Table) -> dict[str, int]:
-    """Rows of each split, by name of the split."""
+    """Rows of each split: train, val, test, then others by name."""
     counts = {row["values"]: row["counts"] for row in pc.value_counts(table["split"]).to_pylist()}
-    return dict(sorted(counts.items()))
+    names = [name for name in SPLITS if name in counts] + sorted(set(counts) - set(SPLITS))
+    return {name: counts[name] for name in names}
 
 
 def floats(column: pa.ChunkedArray, rows: pa.Array | None = None) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ h3, h4, h5, h6 { font-size: 1rem; margin: 1rem 0 .3rem; }
 a { color: var(--mark); } .note { opacity: .75; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
+td { overflow-wrap: anywhere; }
 th { font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } .verdict { font-weight: 600; }
 .passed { color: var(--good); } .failed { color: var(--bad); }

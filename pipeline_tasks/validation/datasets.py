@@ -83,7 +83,7 @@ def validate(
     content = report.assemble(sets, broken, limits, suites)
     report.write(output, content, judged.values())
     if broken:
-        others = f" ({len(broken) - 1} more limits are exceeded)" if len(broken) > 1 else ""
+        others = f" (other limits exceeded: {len(broken) - 1})" if len(broken) > 1 else ""
         raise DataError(broken[0] + others)
     return ValidationResult({role: _result(role, published[role], judged[role]) for role in judged}, content)
 
@@ -142,7 +142,8 @@ def _result(role: str, published: Published, judged: JudgedSet) -> RoleResult:
         quarantined_images=int((~judged.images.good).sum()),
         quarantined_boxes=int((~judged.boxes.good).sum()),
     )
-    logger.info(
+    logger.log(
+        logging.WARNING if result.quarantined_images or result.quarantined_boxes else logging.INFO,
         "%s: %d images and %d boxes published, %d images and %d boxes quarantined",
         role, result.images, result.boxes, result.quarantined_images, result.quarantined_boxes,
     )  # fmt: skip

@@ -48,8 +48,8 @@ _FileFacts = tuple[bool | None, bool | None, str | None, int | None, int | None,
 def inspect_images(folder: Path, paths: Sequence[str | None], threads: int = 0) -> pa.Table:
     """One row of `FILES_SCHEMA` for each path below `folder`, in their order; `threads` 0 takes every core.
 
-    A file is decoded to its last row: OpenCV fills the missing part of a truncated JPEG with grey and says nothing,
-    Pillow refuses it.
+    A file is decoded to its last row, by Pillow, which refuses truncated data; OpenCV before version 5 fills the
+    missing part of a JPEG with grey and says nothing. Damage in the middle that still decodes is not noticed.
     """
     groups = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as executor, warnings.catch_warnings():

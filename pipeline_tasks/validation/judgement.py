@@ -106,8 +106,8 @@ def _test_leaks(judged: JudgedSet, limits: ValidationLimits) -> list[str]:
         return []
     entries = [e for e in judged.images.entries(IMAGE_IN_ONE_SPLIT) if "split test" in e["detail"]]
     return [
-        f"target: {count} images of the training or validation split are in the test split too, which would make the "
-        f"measured accuracy too good ({limits.maximum_target_test_leaks} allowed): {_examples(entries, count)}; "
+        "target: pictures of the test split are in the training or validation split too, which would make the measured "
+        f"accuracy too good ({count}, {limits.maximum_target_test_leaks} allowed): {_examples(entries, count)}; "
         f"{IMAGE_IN_ONE_SPLIT.remedy}"
     ]
 
@@ -120,7 +120,7 @@ def _over_limit(role: str, table: JudgedTable, rule: Rule, limits: ValidationLim
     own = rule.name in limits.rule_fractions
     limit = f"rule_fractions.{rule.name}" if own else _PARAMETERS[table.kind]
     return (
-        f"{role}: {_share(count, total, allowed, table.kind)} break the rule {rule.name}: "
+        f"{role}: the rule {rule.name} is broken by {_share(count, total, allowed, table.kind)}: "
         f"{_examples(list(table.entries(rule, NAMED_EXAMPLES)), count)}; {rule.remedy}, or raise validate_data.{limit}"
     )
 
@@ -135,7 +135,7 @@ def _over_total(role: str, table: JudgedTable, limits: ValidationLimits) -> list
     rules = ", ".join(f"{rule.name} ({number})" for rule, number in broken.items())
     entries = [entry for rule in broken for entry in table.entries(rule, NAMED_EXAMPLES)]
     return [
-        f"{role}: {_share(count, total, allowed, table.kind)} are bad in all, by the rules {rules}: "
+        f"{role}: the rules {rules} together are broken by {_share(count, total, allowed, table.kind)}: "
         f"{_examples(entries, len(entries))}; correct them or raise validate_data.{_PARAMETERS[table.kind]}"
     ]
 

@@ -29,7 +29,7 @@ distill: *short
 quantize:
   calibration_images: 16
   sensitivity_images: 8
-  maximum_float_layers: 1
+  maximum_float_share: 0.1
   qat: always
   training: {epochs: 1, batch_size: 16, warmup_steps: 1}
 gate: {minimum_map: 0.0, maximum_map_drop: 100.0, latency_repeats: 20, latency_threads: 1, maximum_spread: 50.0}

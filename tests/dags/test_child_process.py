@@ -36,6 +36,12 @@ def test_bytes_that_are_no_text_do_not_end_the_task() -> None:
     assert child.wait() == 0
 
 
+def test_of_a_progress_bar_the_last_state_is_kept() -> None:
+    child = python("print('10 %\\r50 %\\r100 %')")
+    assert list(child.lines()) == ["100 %"]
+    child.wait()
+
+
 def test_child_gets_no_input_and_the_parents_pid() -> None:
     child = python("import os, sys; print(repr(sys.stdin.read()), os.environ['NASLINE_DIE_WITH_PARENT'], os.getsid(0))")
     assert list(child.lines()) == [f"'' {os.getpid()} {child.pid}"]

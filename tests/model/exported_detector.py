@@ -27,7 +27,7 @@ CALIBRATION_IMAGES = 8
 
 @dataclass(frozen=True)
 class ExportedDetector:
-    """A pico network with golden weights, quantized on real images, and its two ONNX files.
+    """A pico network with golden weights, quantized on real images; its ONNX files are made when first asked for.
 
     images: uint8 (16, 3, 96, 96); the first ``CALIBRATION_IMAGES`` calibrated it. Tests must not change the networks.
     """
@@ -35,12 +35,25 @@ class ExportedDetector:
     floating: YoloNAS
     quantized: YoloNAS
     images: NDArray[np.uint8]
-    float_onnx: Path
-    int8_onnx: Path
+    folder: Path
 
     @property
     def unseen_images(self) -> NDArray[np.uint8]:
         return self.images[CALIBRATION_IMAGES:]
+
+    @property
+    def float_onnx(self) -> Path:
+        return self._export(self.floating, "model.float.onnx")
+
+    @property
+    def int8_onnx(self) -> Path:
+        return self._export(self.quantized, "model.onnx")
+
+    def _export(self, network: YoloNAS, name: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            export_onnx(network, path, preprocessing=Preprocessing(INPUT_SIZE), class_names=CLASS_NAMES)
+        return path
 
 
 def as_input(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -70,7 +83,4 @@ def export_detector(golden: object, shared: Path) -> ExportedDetector:
     images = real_images(shared)
     floating = golden_network(golden).fuse()
     quantized = quantize(floating, [as_input(images[:CALIBRATION_IMAGES])], QuantizationConfig())
-    detector = ExportedDetector(floating, quantized, images, folder / "model.float.onnx", folder / "model.onnx")
-    for network, path in ((floating, detector.float_onnx), (quantized, detector.int8_onnx)):
-        export_onnx(network, path, preprocessing=Preprocessing(INPUT_SIZE), class_names=CLASS_NAMES)
-    return detector
+    return ExportedDetector(floating, quantized, images, folder)

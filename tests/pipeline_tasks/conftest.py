@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
+from pipeline_tasks.__main__ import main
 
 WIDTH, HEIGHT = 48, 32
 
@@ -87,6 +91,44 @@ def make_coco_folder(tmp_path: Path) -> CocoMaker:
 def coco_folder(make_coco_folder: CocoMaker) -> CocoFolder:
     """A clean set with 6 training, 3 validation and 3 test images."""
     return make_coco_folder()
+
+
+@pytest.fixture(scope="session")
+def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One local MLflow store for all tests: creating its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+
+
+@pytest.fixture
+def nasline(
+    tmp_path: Path, tracking_store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., str]]:
+    """The command line in this process, in a workspace of its own: `nasline("start", ..., code=0)`.
+
+    Fails on another exit code, and unless an error is told in exactly one line; returns that line, else the output.
+    """
+    monkeypatch.setenv("NASLINE_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_store)
+    monkeypatch.chdir(tmp_path)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    root_handlers = list(logging.getLogger().handlers)
+
+    def run(*arguments: object, code: int) -> str:
+        try:
+            found = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # argparse's way to end
+            found = int(stopped.code or 0)
+        streams = capsys.readouterr()
+        output = streams.out + streams.err
+        assert found == code, output
+        errors = [line for line in output.splitlines() if " ERROR " in line or "error: " in line]
+        assert len(errors) == (1 if code else 0), output
+        return errors[0] if errors else output
+
+    yield run
+    logging.getLogger().handlers[:] = root_handlers
+    signal.signal(signal.SIGTERM, handlers[0])
+    signal.signal(signal.SIGINT, handlers[1])
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from model.data.augmentation import (
     AugmentationConfig,
     Sample,
@@ -20,7 +22,6 @@ from model.data.augmentation import (
     warp_boxes,
 )
 from model.preprocessing import Preprocessing
-from numpy.typing import NDArray
 
 PREPROCESSING = Preprocessing(96)
 NONE = AugmentationConfig.none()

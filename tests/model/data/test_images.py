@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model.data.images import decode_image, read_image, write_image
 from numpy.typing import NDArray
 from PIL import Image
+
+from model.data.images import decode_image, read_image, write_image
 
 
 def picture(height: int = 40, width: int = 60) -> NDArray[np.uint8]:

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from model import processes
 from model.data.augmentation import AugmentationConfig
 from model.data.image_set import ImageSet
 from model.data.loader import Batch, TrainingLoader, evaluation_batches
 from model.preprocessing import Preprocessing
-from numpy.typing import NDArray
 
 PREPROCESSING = Preprocessing(64)
 LIVELY = AugmentationConfig(mosaic_probability=0.5, mixup_probability=0.3, rotation_degrees=5.0)

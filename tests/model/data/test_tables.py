@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from model.data.tables import (
     BOXES_SCHEMA,
     IMAGES_SCHEMA,
@@ -98,9 +99,7 @@ def naive_boxes(image_set: ImageSet) -> list[tuple[int, float, int]]:
     return [
         (index, float(corner), int(label))
         for index in range(len(image_set))
-        for corner, label in zip(
-            image_set.boxes(index).boxes_xyxy[:, 0], image_set.boxes(index).labels, strict=True
-        )
+        for corner, label in zip(image_set.boxes(index).boxes_xyxy[:, 0], image_set.boxes(index).labels, strict=True)
     ]
 
 

@@ -131,8 +131,8 @@ def test_wrong_requests_are_refused(detector: ExportedDetector, quantized: YoloN
         quantize(golden_network(golden), [as_input(detector.images[:1])], QuantizationConfig())
     with pytest.raises(ValueError, match="at least one batch"):
         quantize(detector.floating, [], QuantizationConfig())
-    with pytest.raises(ValueError, match=r"'head\*' matches no convolution"):
-        match_layers(quantized, "head*")
+    with pytest.raises(ValueError, match=r"'head' matches no convolution"):
+        match_layers(quantized, "head")
     with pytest.raises(ValueError, match="not a quantizable layer: nothing"):
         set_float_layers(quantized, {"nothing": ""})
 
@@ -192,9 +192,7 @@ class TwoBatches:
             yield Batch(images, targets_for(2), np.arange(2))
 
 
-def test_the_ordinary_training_loop_trains_it(
-    detector: ExportedDetector, quantized: YoloNAS, tmp_path: Path
-) -> None:
+def test_the_ordinary_training_loop_trains_it(detector: ExportedDetector, quantized: YoloNAS, tmp_path: Path) -> None:
     config = TrainingConfig(epochs=1, batch_size=2, learning_rate=1e-3, warmup_steps=0, ema_decay=0.5)
     before = copy.deepcopy(quantized.state_dict())
     result = train(

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import pytest
-import torch
 from exported_detector import INPUT_SIZE, ExportedDetector, as_input, export_detector
 
 from model.quantization.quantize import float_layers, quantized_layers
@@ -37,18 +36,11 @@ def test_a_layer_with_a_ruined_range_is_the_most_sensitive(detector: ExportedDet
 
 
 def test_sensitivity_is_repeatable_and_needs_images(detector: ExportedDetector) -> None:
-    network: YoloNAS = copy.deepcopy(detector.quantized)
-    names = list(quantized_layers(network))[3:]
-    for name in names:  # a quick test: leave three layers
-        parent, _, child = name.rpartition(".")
-        layer = network.get_submodule(name)
-        plain = torch.nn.Identity()
-        plain.forward = layer.forward  # type: ignore[method-assign]
-        setattr(network.get_submodule(parent), child, plain)
-    batches = [as_input(detector.images[:2])]
-    assert layer_sensitivity(network, batches) == layer_sensitivity(network, batches)
+    batches = [as_input(detector.images[:1])]
+    first, second = (layer_sensitivity(detector.quantized, batches) for _ in range(2))
+    assert first == second
     with pytest.raises(ValueError, match="at least one batch"):
-        layer_sensitivity(network, [])
+        layer_sensitivity(detector.quantized, [])
 
 
 def test_shares_of_multiply_adds(detector: ExportedDetector) -> None:

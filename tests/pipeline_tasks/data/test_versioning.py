@@ -15,19 +15,26 @@ from pipeline_tasks.data.versioning import add, dataset_digest, dvc_revision
 from pipeline_tasks.errors import DataError, TemporaryError, UsageError
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DVC project in a Git repository, and the current folder."""
+@pytest.fixture(scope="session")
+def empty_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC project in a Git repository, made once."""
     from dvc.repo import Repo
 
+    folder = tmp_path_factory.mktemp("empty")
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    Repo.init(str(folder)).close()
+    return folder
+
+
+@pytest.fixture
+def project(empty_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC project of the test's own, and the current folder."""
     folder = tmp_path / "project"
-    folder.mkdir()
+    shutil.copytree(empty_project, folder)
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         monkeypatch.setenv(f"{name}_NAME", "test")
         monkeypatch.setenv(f"{name}_EMAIL", "test@example.org")
     monkeypatch.chdir(folder)
-    git("init", "--quiet")
-    Repo.init().close()
     return folder
 
 

@@ -48,7 +48,6 @@ def test_truncated_picture_is_found(tmp_path: Path, name: str, kept: float) -> N
 def test_jpeg_that_lacks_only_its_last_bytes_is_found(tmp_path: Path) -> None:
     content = save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes(content[:-20])
-    assert make_open_image({"r": tmp_path})("r/a.jpg").shape == (20, 30, 3)  # OpenCV is content with it
     assert inspect_images(tmp_path, ["a.jpg"])["decodable"].to_pylist() == [False]
 
 
