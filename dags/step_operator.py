@@ -34,6 +34,8 @@ RETRY = {69: "a service is away", 75: "stopped, or told to try again"}
 REJECTED = 99
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR|CRITICAL) (.*)")
 
+GENERATED_RUN_ID = re.compile(r"([a-z_]+)__(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)")
+
 
 class TaskInstance(Protocol):
     """What the operator asks of Airflow's task instance."""
@@ -183,11 +185,17 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_name(run_id: str) -> str:
-    """Airflow's run id as a file name; a short digest keeps apart ids that would look alike."""
+    """Airflow's run id as a file name that begins with what tells runs apart in a list: date and time.
+
+    `manual__2026-11-21T10:00:00.123+00:00_x` becomes `20261121-100000-manual-3f9a1c`; an id that a person chose
+    stays, where it may be a file name. The digest keeps apart ids that would look alike.
+    """
+    digest = hashlib.sha256(run_id.encode()).hexdigest()[:6]
+    if match := GENERATED_RUN_ID.match(run_id):
+        kind, *date_and_time = match.groups()
+        return f"{''.join(date_and_time[:3])}-{''.join(date_and_time[3:])}-{kind}-{digest}"
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id).strip("._-")[:100]
-    if safe == run_id:
-        return run_id
-    return f"{safe}-{hashlib.sha256(run_id.encode()).hexdigest()[:6]}"
+    return run_id if safe == run_id else f"{safe or 'run'}-{digest}"
 
 
 def raise_for_exit_code(step: str, code: int, last_line: str) -> None:

@@ -38,7 +38,9 @@ def main() -> int:
         print(f"\nThe run failed; all of Airflow's words are in {HOME / 'airflow.log'}", file=sys.stderr)
         return 1
     results = read_results(WORKSPACE, outcome["run"])
-    print(table(results, outcome["run"]))
+    print(
+        table(results, outcome["run"], None if options.dataset else HOME / "digits" / "unlabeled" / "hidden_truth.json")
+    )
     print(f"\n{_minutes(time.monotonic() - began)} for the whole chain; its log is {_shown(HOME / 'airflow.log')}")
     print(f"Open the UIs:  NASLINE_WORKSPACE={_shown(WORKSPACE)} make up")
     return _judge(results, options)
@@ -153,11 +155,12 @@ def read_results(workspace: Path, run: str) -> dict[str, dict[str, Any]]:
     return results
 
 
-def table(results: dict[str, dict[str, Any]], run: str) -> str:
-    """What the run achieved, in a few lines."""
+def table(results: dict[str, dict[str, Any]], run: str, hidden_truth: Path | None) -> str:
+    """What the run achieved, in a few lines; with the true boxes of the unlabelled set where they are known."""
     gate, gate_folder = results["gate"]["summary"], results["gate"]["folder"]
     timed = json.loads((gate_folder / "latency.json").read_text(encoding="utf-8"))["int8"]
-    reused = [name for name, manifest in results.items() if manifest["made_by_run"] != run]
+    steps = {name: manifest for name, manifest in results.items() if "shard" not in name}
+    reused = [name for name, manifest in steps.items() if manifest["made_by_run"] != run]
     runtime = f"{timed['runtime']} {timed['runtime_version'].partition('-')[0]}, threads {timed['threads']}"
     where = f"{timed['device']['device']}, {runtime}, batch {timed['batch']}, {timed['input_size']} pixels"
     lines = [
@@ -167,7 +170,7 @@ def table(results: dict[str, dict[str, Any]], run: str) -> str:
         f"{'INT8':8}{gate['int8_map50_95']:10.4f}{gate['int8_latency_p50_ms']:11.2f} ms   {gate['speedup']:.2f} x faster",
         "",
         f"quantization  {_quantization(results['quantize']['summary'])}",
-        f"pseudo-labels {results['pseudo_label']['summary'].get('boxes', 0)} boxes kept",
+        f"pseudo-labels {_pseudo_labels(results['pseudo_label'], hidden_truth)}",
         f"verdict       {gate['verdict']}",
         f"registered    {_registered(results)}",
         f"pictures      {_shown(gate_folder / 'plots')}",
@@ -183,6 +186,15 @@ def _quantization(summary: dict[str, Any]) -> str:
     stages = [("float", "float"), ("ptq", "PTQ"), ("selective", "selective"), ("qat", "QAT")]
     found = [f"{name} {summary[f'{key}_map50_95']:.4f}" for key, name in stages if f"{key}_map50_95" in summary]
     return f"{', '.join(found)} (mAP50-95, validation split); published: {summary['published']}"
+
+
+def _pseudo_labels(manifest: dict[str, Any], hidden_truth: Path | None) -> str:
+    if hidden_truth is None:
+        return f"{manifest['summary']['boxes']} boxes kept"
+    sys.path.insert(0, str(REPOSITORY))
+    from label_quality import label_quality
+
+    return label_quality(manifest["folder"] / "tables", hidden_truth).sentence()
 
 
 def _registered(results: dict[str, dict[str, Any]]) -> str:

@@ -24,6 +24,11 @@ log = logging.getLogger("nasline")
 
 EXIT_BAD_INPUT = 65
 EXIT_TEMPORARY = 75
+NOISY = (
+    "mlflow", "alembic", "great_expectations", "matplotlib", "PIL", "urllib3", "torch", "onnxscript", "onnx_ir",
+    "boto3", "botocore", "s3transfer",
+)  # fmt: skip
+"""Packages whose loggers only warn, also with NASLINE_DEBUG (botocore's would show who signed which request)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +59,7 @@ def configure_logging() -> None:
     logging.basicConfig(
         level=level, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    for noisy in ("mlflow", "alembic", "great_expectations", "matplotlib", "PIL", "urllib3", "torch", "onnxscript", "onnx_ir"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     default = os.environ.get("NASLINE_WORKSPACE", ".nasline")
-    command.add_argument("--workspace", type=Path, default=Path(default), help=f"workspace folder (default {default})")
+    command.add_argument("--workspace", default=default, help=f"folder or s3://BUCKET/PREFIX (default {default})")
     command.add_argument("--run", required=True, help="id of the pipeline run")
 
 
@@ -127,10 +132,10 @@ def _option_groups(command: argparse.ArgumentParser) -> dict[str, Any]:
 def _start(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.links import link_start
     from pipeline_tasks.start import start
-    from pipeline_tasks.workspace import Workspace
+    from pipeline_tasks.workspace import open_workspace
 
     parameters = resolve(arguments.params, _options(arguments))
-    frozen = start(Workspace(arguments.workspace), arguments.run, parameters, replace=arguments.replace)
+    frozen = start(open_workspace(arguments.workspace), arguments.run, parameters, replace=arguments.replace)
     if arguments.link:
         link_start(frozen, arguments.link)
     _report(
@@ -173,9 +178,9 @@ def _scalar(text: str) -> Any:
 def _run_step(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.links import link_published
     from pipeline_tasks.run_step import run_step
-    from pipeline_tasks.workspace import Workspace
+    from pipeline_tasks.workspace import open_workspace
 
-    workspace, step = Workspace(arguments.workspace), arguments.step
+    workspace, step = open_workspace(arguments.workspace), arguments.step
     result, code = run_step(
         workspace,
         arguments.run,
@@ -205,14 +210,16 @@ def _add_predict(commands: Subcommands) -> None:
     command.add_argument("source", metavar="SOURCE", help="image, folder or glob pattern")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where pictures and detections.json go")
     command.add_argument("--score-threshold", type=float, default=None, help="lowest score shown, 0 to 1")
-    command.add_argument("--workspace", type=Path, default=Path(os.environ.get("NASLINE_WORKSPACE", ".nasline")))
+    command.add_argument("--workspace", default=os.environ.get("NASLINE_WORKSPACE", ".nasline"))
     command.set_defaults(command_function=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.predict import predict
+    from pipeline_tasks.workspace import open_workspace
 
-    predict(arguments.engine, arguments.source, arguments.out, arguments.score_threshold, arguments.workspace)
+    workspace = open_workspace(arguments.workspace).root
+    predict(arguments.engine, arguments.source, arguments.out, arguments.score_threshold, workspace)
     return 0
 
 
@@ -246,9 +253,9 @@ def _add_deliver(commands: Subcommands) -> None:
 
 def _deliver(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.tracking.mirror import deliver_run
-    from pipeline_tasks.workspace import Workspace
+    from pipeline_tasks.workspace import open_workspace
 
-    count = deliver_run(Workspace(arguments.workspace), arguments.run)
+    count = deliver_run(open_workspace(arguments.workspace), arguments.run)
     log.info("run %s: %d steps are complete in MLflow", arguments.run, count)
     return 0
 

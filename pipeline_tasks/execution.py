@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline_tasks.errors import RejectedError, StepError, TemporaryError, Usag
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.steps import Input, StepDefinition, definition, reference
 from pipeline_tasks.tracking.mirror import Tracker
+from pipeline_tasks.tracking.registry import fetch_model
 from pipeline_tasks.workspace import Published, Workspace
 
 log = logging.getLogger(__name__)
@@ -44,13 +46,16 @@ class StepContext:
     """Folder of the pinned champion, if there is one."""
     stopper: process.Stopper
     tracker: Tracker
+    save_state: Callable[[], None]
+    """Lets another machine go on from `state` as it is now."""
 
     def dataset_roots(self) -> dict[str, Path]:
         """Where each set's images lie, by the root names used in the dataset tables."""
         return {role: Path(entry["path"]) for role, entry in self.run["datasets"].items() if entry}
 
     def on_epoch_end(self, metrics: dict[str, Any]) -> None:
-        """Mirror the lines that the training loop has just written."""
+        """Keep the state that the training loop has just saved, and mirror the lines it has just written."""
+        self.save_state()
         self.tracker.deliver()
 
 
@@ -103,6 +108,8 @@ def execute(
         published = workspace.published(step, key)
         reused = published is not None
         if published is None:
+            if step_definition.sharded and not shard:
+                _fetch_shards(workspace, step, key, parameters)
             context = StepContext(
                 parameters=parameters,
                 part=part,
@@ -116,6 +123,7 @@ def execute(
                 champion=_champion_folder(workspace, frozen),
                 stopper=stopper,
                 tracker=tracker,
+                save_state=partial(workspace.save_state, step, key),
             )
             with _tracked(tracker):
                 summary = _work(body, context)
@@ -128,7 +136,11 @@ def execute(
 def _work(body: StepBody, context: StepContext) -> dict[str, Any]:
     context.tracker.record.metrics_file = context.state / "metrics.jsonl"
     context.tracker.deliver()
-    return body(context)
+    try:
+        return body(context)
+    except TemporaryError:
+        context.save_state()
+        raise
 
 
 def _finish(
@@ -200,7 +212,7 @@ def _champion_weights(workspace: Workspace, frozen: dict[str, Any], entry: Input
     if entry.step != "pretrain" or not frozen["parameters"]["start"]["from_champion"]:
         return None
     champion = frozen["champion"]
-    folder = workspace.root / champion["directory"] / entry.part
+    folder = _fetched_champion(workspace, champion) / entry.part
     return folder, digests.of_json([champion["digest"], entry.part])
 
 
@@ -257,13 +269,27 @@ def _empty_output(workspace: Workspace, step: str, key: str) -> Path:
 
 def _state_folder(workspace: Workspace, step: str, key: str) -> Path:
     state = workspace.partial_directory(step, key) / "state"
+    workspace.load_state(step, key)
     state.mkdir(parents=True, exist_ok=True)
     return state
 
 
+def _fetch_shards(workspace: Workspace, step: str, key: str, parameters: Parameters) -> None:
+    """Have the shards that other machines published in this machine's folder, where the merge looks for them."""
+    count = parameters.pseudo_label.shards
+    for index in range(count):
+        workspace.published(step, f"{key}.shards/{index}-of-{count}")
+
+
 def _champion_folder(workspace: Workspace, frozen: dict[str, Any]) -> Path | None:
     champion = frozen["champion"]
-    return workspace.root / champion["directory"] if champion else None
+    return _fetched_champion(workspace, champion) if champion else None
+
+
+def _fetched_champion(workspace: Workspace, champion: dict[str, Any]) -> Path:
+    """`start` fetched it, but maybe on another machine."""
+    folder = workspace.root / champion["directory"]
+    return folder if folder.is_dir() else fetch_model(workspace, f"models:/{champion['name']}/{champion['version']}")
 
 
 def _manifest(

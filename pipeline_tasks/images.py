@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data.images import read_image
 from model.data.tables import OpenImage
 from pipeline_tasks.errors import DataError
 
@@ -22,29 +21,13 @@ class FolderImages:
     roots: tuple[tuple[str, str], ...]
 
     def __call__(self, path: str) -> NDArray[np.uint8]:
-        """The picture as RGB uint8 (height, width, 3), turned upright where its EXIF data say so.
-
-        Grey pictures become three equal channels. Raises `DataError` for a file that is gone or cannot be decoded.
-        """
+        """The picture as RGB uint8 (height, width, 3), upright; a file that is gone or damaged raises ValueError."""
         root, _, relative = path.partition("/")
         folder = dict(self.roots).get(root)
         if folder is None:
             known = ", ".join(name for name, _ in self.roots)
             raise DataError(f"{path} belongs to the unknown image root {root!r}; known are: {known}")
-        file = Path(folder, relative)
-        try:
-            content = np.fromfile(file, np.uint8)
-        except OSError as error:
-            raise DataError(f"{file} cannot be read ({error.strerror}); run validate_data again") from error
-        return decode(content, str(file))
-
-
-def decode(content: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """RGB uint8 (height, width, 3) of an encoded picture; `DataError` names the file when that fails."""
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
-    if image is None:
-        raise DataError(f"{name} is not a picture that can be decoded; replace it and run validate_data again")
-    return cast(NDArray[np.uint8], image)
+        return read_image(Path(folder, relative))
 
 
 def make_open_image(roots: Mapping[str, Path]) -> OpenImage:

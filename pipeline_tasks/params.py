@@ -221,7 +221,7 @@ class GateParameters(Section):
     maximum_latency_ms: float | None = parameter(
         None, "Budget for the INT8 engine's median latency on the target", unit="ms", main=True, gt=0
     )
-    minimum_speedup: float | None = parameter(None, "Least float latency over INT8 latency (medians)", gt=0)
+    minimum_speedup: float | None = parameter(None, "Least float over INT8 latency (minima, which noise spares)", gt=0)
     champion_margin: float | None = parameter(
         0.5, "mAP50-95 by which the engine may be worse than the champion on today's clean test images",
         unit="points", ge=0, le=100,
@@ -234,6 +234,10 @@ class GateParameters(Section):
     )
     latency_threads: int = parameter(0, "Threads of the measured engines; 0 takes every core", ge=0, le=1024)
     latency_repeats: int = parameter(200, "Timed runs per engine, interleaved", ge=10, le=100000)
+    maximum_box_error_pixels: float | None = parameter(
+        0.5, "Mean box difference between the built INT8 engine and the exported file run literally, on confident anchors",
+        unit="pixels", gt=0,
+    )  # fmt: skip
     maximum_spread: float = parameter(
         0.5, "Largest (p90 - min) / min of a latency measurement before it is repeated, then refused", gt=0
     )
@@ -299,7 +303,8 @@ def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, FieldInfo]]:
 
 
 def _form_field(key: str, field: FieldInfo) -> FormField:
-    holder = create_model("Holder", value=(field.annotation, field))
+    annotation: Any = field.annotation
+    holder = create_model("Holder", value=(annotation, field))
     schema = dict(holder.model_json_schema()["properties"]["value"])
     extra = {name: schema.pop(name, None) for name in ("unit", "main", "in_key")}
     schema["title"] = key

@@ -129,8 +129,8 @@ class RemoteLease:
                 self._version = stored.version  # written, but the answer got lost
                 return
             self._lost = TemporaryError(
-                f"the lease on {self._name.removesuffix('.lock')} was lost to {_holder(stored)}; nothing was published, "
-                "run the step again when that one has ended"
+                f"the lease on {self._name.removesuffix('.lock')} was lost to {_holder(stored)}; nothing was "
+                "published, run the step again when that one has ended"
             )
 
     def _content(self) -> bytes:

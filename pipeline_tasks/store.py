@@ -133,8 +133,8 @@ class ObjectStore:
         Raises:
             MissingObject: there is none.
         """
-        with self._errors(), path.open("wb") as file:
-            self._client.download_fileobj(self.bucket, self._key(name), file, Config=_transfer_config())
+        with self._errors():
+            self._client.download_file(self.bucket, self._key(name), str(path), Config=_transfer_config())
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Names that begin with `prefix`, and their sizes in bytes."""
@@ -217,8 +217,8 @@ class ObjectStore:
     def _errors(self) -> Iterator[None]:
         """Turn what boto3 raises into one sentence for the user."""
         self._client  # noqa: B018  made first: it has errors of its own
+        from boto3.exceptions import RetriesExceededError
         from botocore.exceptions import BotoCoreError, ClientError
-        from s3transfer.exceptions import RetriesExceededError
 
         try:
             yield
@@ -251,8 +251,8 @@ class ObjectStore:
 
     def _failure(self, error: Exception) -> StepError:
         """There was no answer, or no request could be made."""
+        from boto3.exceptions import RetriesExceededError
         from botocore import exceptions as known
-        from s3transfer.exceptions import RetriesExceededError
 
         away = (
             known.ConnectionError, known.HTTPClientError, known.IncompleteReadError, known.ChecksumError,

@@ -54,6 +54,8 @@ def open_workspace(place: str) -> Workspace:
     if place.startswith("s3://"):
         from pipeline_tasks.remote_workspace import RemoteWorkspace
 
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            log.warning("MLFLOW_TRACKING_URI is not set: runs and registered models stay on this machine alone")
         return RemoteWorkspace(place)
     if "://" in place:
         raise UsageError(f"--workspace {place!r} must be a folder or s3://BUCKET/PREFIX")
@@ -160,10 +162,7 @@ class Workspace:
             require_equal(str(existing.directory), existing.manifest, manifest)
             return existing
         self._share(step, key, output, manifest)
-        write_json(output / MANIFEST, manifest)
-        flush_folder(output)
-        os.rename(output, target)
-        flush(target.parent)
+        put_in_place(output, target, manifest)
         shutil.rmtree(partial, ignore_errors=True)
         return Published(target, manifest)
 
@@ -202,6 +201,14 @@ def require_equal(place: str, existing: dict[str, Any], manifest: dict[str, Any]
             f"{place} was published meanwhile with other content "
             f"({existing['digest'][:12]} is not {manifest['digest'][:12]}); nothing was overwritten"
         )
+
+
+def put_in_place(folder: Path, target: Path, manifest: dict[str, Any]) -> None:
+    """Add the manifest and make the folder the published one, in one rename."""
+    write_json(folder / MANIFEST, manifest)
+    _flush_folder(folder)
+    os.rename(folder, target)
+    _flush(target.parent)
 
 
 @contextmanager
@@ -243,13 +250,13 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def flush_folder(folder: Path) -> None:
+def _flush_folder(folder: Path) -> None:
     for path in folder.rglob("*"):
-        flush(path)
-    flush(folder)
+        _flush(path)
+    _flush(folder)
 
 
-def flush(path: Path) -> None:
+def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

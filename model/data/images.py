@@ -26,13 +26,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def decode_image(content: bytes, name: str) -> NDArray[np.uint8]:
     """The picture in these bytes as RGB uint8, (height, width, 3); greyscale is spread over three channels.
 
-    The orientation in EXIF is not applied: COCO's boxes, and those of most annotation tools, refer to the
-    pixels as stored. OpenCV decodes from memory, because there it refuses truncated files, while from a file
+    It is turned upright where its EXIF data say so, as viewers and annotation tools show it; an annotation file that
+    records the size of the pixels as stored is noticed by the validation. OpenCV decodes from memory, because there it refuses truncated files, while from a file
     it would fill up the rest with grey. Raises ``ValueError`` with ``name`` in it.
     """
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
     except cv2.error as error:
         raise ValueError(f"image {name} cannot be decoded: {error.err}") from error
     if image is None:

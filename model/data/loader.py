@@ -92,10 +92,16 @@ class TrainingLoader:
             yield from (_to_batch(self._batches.make(key)) for key in keys)
             return
         self._keys.keys = keys
+        error: Exception | None = None
         for item in self._workers:
             if isinstance(item, Exception):
-                raise item
+                error = item
+                break
             yield _to_batch(item)
+        if error is not None:
+            # letting go of the workers ends them here and now; held by the traceback they would end seconds later
+            self._workers = _start_workers(self._batches, self._keys, self._workers.num_workers)
+            raise error
 
 
 @dataclass(frozen=True)
@@ -274,6 +280,7 @@ def _to_batch(arrays: _Arrays) -> Batch:
 
 
 def _start_workers(batches: _Batches, keys: _BatchKeys, workers: int) -> DataLoader[_Arrays | Exception]:
+    """They are forked when first asked for a batch."""
     return DataLoader(
         batches,
         batch_size=None,

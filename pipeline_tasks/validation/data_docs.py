@@ -29,7 +29,7 @@ h3, h4, h5, h6 { font-size: 1rem; margin: 1rem 0 .3rem; }
 a { color: var(--mark); } .note { opacity: .75; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; min-width: 5rem; }
 th { font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } .verdict { font-weight: 600; }
 .passed { color: var(--good); } .failed { color: var(--bad); }
@@ -98,7 +98,7 @@ def _set_section(role: str, described: dict[str, Any]) -> str:
         f"pictures that no record names: {described['pictures_without_record']}",
     ]
     return (
-        f"<h2>{escape(role)}</h2><p class=note>{escape(described['source'] or described['name'])}</p>{counts}"
+        f"<h2>{escape(role)}</h2><p class=note>{escape(described['source'])}</p>{counts}"
         f"{_balance(described['class_balance'])}{images}<p class=note>{escape('; '.join(facts))}</p>"
     )
 

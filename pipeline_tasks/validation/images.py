@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from pipeline_tasks.errors import DataError
-from pipeline_tasks.images import decode
+from model.data.images import decode_image
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 FILES_PER_TASK = 32
@@ -29,7 +27,6 @@ _DECODE_ERRORS = (
     EOFError,
     struct.error,
     Image.DecompressionBombError,
-    DataError,
 )
 
 FILES_SCHEMA = pa.schema(
@@ -88,6 +85,6 @@ def _decoded_size(content: bytes) -> tuple[int, int]:
     except UnidentifiedImageError:
         raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     if checked_twice:  # OpenCV reads fewer variants of these formats, and not all of them upright
-        height, width = decode(np.frombuffer(content, np.uint8), "the file").shape[:2]
+        height, width = decode_image(content, "the file").shape[:2]
         return width, height
     return (height, width) if turned else (width, height)

@@ -136,7 +136,7 @@ def _over_total(role: str, table: JudgedTable, limits: ValidationLimits) -> list
     entries = [entry for rule in broken for entry in table.entries(rule, NAMED_EXAMPLES)]
     return [
         f"{role}: the rules {rules} together are broken by {_share(count, total, allowed, table.kind)}: "
-        f"{_examples(entries, len(entries))}; correct them or raise validate_data.{_PARAMETERS[table.kind]}"
+        f"{_examples(entries, count)}; correct them or raise validate_data.{_PARAMETERS[table.kind]}"
     ]
 
 

@@ -196,8 +196,9 @@ def test_the_step_does_not_see_airflows_settings(fake_nasline: FakeNasline, monk
 
 def test_run_names_are_file_names_and_differ_when_ids_differ() -> None:
     assert run_name("demo-1.2_a") == "demo-1.2_a"
+    assert run_name("asset_triggered__2026-11-21T10:00:00.1+00:00_ab").startswith("20261121-100000-asset_triggered-")
     stamps = ["manual__2026-11-21T10:00:00+00:00", "manual__2026-11-21T10:00:00-00:00"]
-    ids = [*stamps, "a/../b", "a/./b", "über", "x" * 300]
+    ids = [*stamps, "a/../b", "a/./b", "über", "/", "x" * 300]
     names = [run_name(run_id) for run_id in ids]
     assert len(set(names)) == len(ids)
     from pipeline_tasks.workspace import RUN_ID

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +144,3 @@ def test_tags_stay_inside_the_picture() -> None:
 
 def test_colours_of_many_classes_differ() -> None:
     assert len({class_colour(label) for label in range(365)}) > 300
-
-
-def test_importing_does_not_load_matplotlib() -> None:
-    statement = "import sys, model.plots; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", statement], check=False).returncode == 0

@@ -33,16 +33,16 @@ def test_every_root_has_its_folder_and_the_opener_can_be_sent_to_a_process(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("path", "sentence"),
+    ("path", "error", "sentence"),
     [
-        ("other/a.png", "unknown image root 'other'; known are: target"),
-        ("target/gone.png", r"gone.png cannot be read \(No such file or directory\)"),
-        ("target/empty.png", "empty.png is not a picture"),
-        ("target/text.png", "text.png is not a picture"),
+        ("other/a.png", DataError, "unknown image root 'other'; known are: target"),
+        ("target/gone.png", ValueError, r"gone.png cannot be opened: No such file or directory"),
+        ("target/empty.png", ValueError, "empty.png cannot be decoded"),
+        ("target/text.png", ValueError, "text.png cannot be decoded"),
     ],
 )
-def test_what_cannot_be_opened_is_named(tmp_path: Path, path: str, sentence: str) -> None:
+def test_what_cannot_be_opened_is_named(tmp_path: Path, path: str, error: type[Exception], sentence: str) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(error, match=sentence):
         make_open_image({"target": tmp_path})(path)

@@ -38,11 +38,11 @@ def test_greyscale_is_spread_over_three_channels() -> None:
     np.testing.assert_array_equal(image, np.repeat(grey[:, :, None], 3, axis=2))
 
 
-def test_exif_orientation_is_not_applied() -> None:
+def test_picture_is_turned_upright_by_its_exif_orientation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to show
     image = decode_image(encoded(picture(), "JPEG", exif=exif), "turned.jpg")
-    assert image.shape == (40, 60, 3)
+    assert image.shape == (60, 40, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])

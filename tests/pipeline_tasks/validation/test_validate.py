@@ -23,7 +23,6 @@ from pipeline_tasks.validation import ValidationLimits, ValidationResult, valida
 
 LENIENT = ValidationLimits(maximum_bad_images_fraction=0.5, maximum_bad_boxes_fraction=0.5)
 STRICT = ValidationLimits()
-NOTHING_BAD = ValidationLimits(maximum_bad_images_fraction=0, maximum_bad_boxes_fraction=0)
 
 
 def run(
@@ -349,63 +348,3 @@ def test_docs_need_no_network_and_show_the_findings(coco_folder: Any, tmp_path: 
     for link in [part.split('"')[0] for part in first.split('href="')[1:]]:
         assert (docs / link).is_file(), link
     assert sum(file.stat().st_size for file in docs.rglob("*") if file.is_file()) < 500_000
-
-
-def test_real_photographs_pass_without_false_alarms(shared: Path, tmp_path: Path) -> None:
-    folder = shared / "data/bccd"
-    result = validate({"target": read_coco_folder(folder, "target")}, {"target": folder}, NOTHING_BAD, tmp_path / "out")
-    assert quarantine(tmp_path / "out") == []
-    assert (result.roles["target"].images, result.roles["target"].boxes) == (364, 4886)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bccd", "aquarium"])
-def test_three_real_sets_pass_together(shared: Path, tmp_path: Path, name: str) -> None:
-    data = shared / "data"
-    raw = {
-        "target": read_coco_folder(data / name, "target"),
-        "pretrain": read_coco_folder(data / "pretrain_general", "pretrain"),
-        "unlabeled": read_unlabeled_folder(data / "unlabeled_general", "unlabeled"),
-    }
-    roots = {"target": data / name, "pretrain": data / "pretrain_general", "unlabeled": data / "unlabeled_general"}
-    result = validate(raw, roots, NOTHING_BAD, tmp_path / "output")
-    assert quarantine(tmp_path / "output") == []
-    sizes = {"bccd": (364, 4886), "aquarium": (638, 4814)}
-    assert (result.roles["target"].images, result.roles["target"].boxes) == sizes[name]
-    assert (result.roles["pretrain"].images, result.roles["pretrain"].boxes) == (462, 3812)
-    assert result.roles["unlabeled"].images == 348
-    assert all(described["clipped_boxes"] == 0 for described in result.report["sets"].values())
-
-
-def coco_layout(case: Path, folder: Path, split: str) -> Path:
-    """A real COCO export as found, put where the reader looks."""
-    (annotations,) = (case / "annotations").glob(f"instances_{split}2017.json")
-    (folder / "annotations").mkdir(parents=True)
-    shutil.copy(annotations, folder / "annotations/instances_train.json")
-    shutil.copytree(case / f"{split}2017", folder / "images")
-    return folder
-
-
-def test_real_export_without_info_and_licences(shared: Path, tmp_path: Path) -> None:
-    folder = coco_layout(shared / "data/dirty/06_coco_without_info", tmp_path / "set", "val")
-    raw = read_coco_folder(folder, "pretrain", ("train",))
-    assert raw.metadata.licences == {"images": {"unknown": 3}, "annotations": "unknown"}
-    validate({"pretrain": raw}, {"pretrain": folder}, STRICT, tmp_path / "output")
-    assert quarantine(tmp_path / "output") == []
-
-
-def test_real_export_with_pictures_that_no_record_names(shared: Path, tmp_path: Path) -> None:
-    folder = coco_layout(shared / "data/dirty/07_coco_orphan_images", tmp_path / "set", "val")
-    raw = read_coco_folder(folder, "pretrain", ("train",))
-    result = validate({"pretrain": raw}, {"pretrain": folder}, STRICT, tmp_path / "output")
-    manifest = json.loads((shared / "data/dirty/MANIFEST.json").read_text())
-    (case,) = [case for case in manifest["cases"] if case["case"] == "07_coco_orphan_images"]
-    orphans = [defect for defect in case["defects"] if defect["defect"] == "image_not_in_json"]
-    assert result.report["sets"]["pretrain"]["pictures_without_record"] == len(orphans) > 0
-
-
-def test_real_export_whose_file_names_do_not_match(shared: Path, tmp_path: Path) -> None:
-    folder = coco_layout(shared / "data/dirty/08_coco_mismatched_export", tmp_path / "set", "train")
-    raw = read_coco_folder(folder, "pretrain", ("train",))
-    with pytest.raises(DataError, match="the rule image_file_present is broken by"):
-        validate({"pretrain": raw}, {"pretrain": folder}, STRICT, tmp_path / "output")

@@ -1,0 +1,133 @@
+"""Steps on many machines: state that travels, shards that meet, a store that is away for a while."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_tasks import digests, execution
+from pipeline_tasks.errors import TemporaryError, UnavailableError
+from pipeline_tasks.execution import StepContext, execute
+from pipeline_tasks.params import Parameters
+from pipeline_tasks.process import Stopper
+from pipeline_tasks.remote_workspace import RemoteWorkspace
+from pipeline_tasks.store import ObjectStore
+from pipeline_tasks.workspace import Workspace
+
+
+class SilentTracker:
+    """Tracking has tests of its own."""
+
+    def __init__(self, *_: object) -> None:
+        from pipeline_tasks.tracking.mirror import StepRecord
+
+        self.record = StepRecord("")
+
+    def deliver(self) -> None:
+        """Nothing to do."""
+
+
+def start_run(workspace: Workspace, shards: int = 1) -> None:
+    parameters = Parameters().to_json()
+    parameters["pseudo_label"]["shards"] = shards
+    datasets = {"target": {"path": "/nowhere", "digest": "t", "dvc_revision": None}, "pretrain": None}
+    facts = {"run": "r1", "datasets": datasets, "champion": None, "registry": "w", "code_version": "test"}
+    workspace.write_run("r1", {**facts, "parameters": parameters, "steps": {}})
+
+
+@pytest.mark.slow
+def test_work_stopped_on_one_machine_goes_on_from_its_state_on_another(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "Tracker", SilentTracker)
+    found: list[dict[str, str]] = []
+
+    def train(context: StepContext) -> dict[str, Any]:
+        """Two epochs on each machine; the file of the first is replaced, as checkpoints are."""
+        found.append({path.name: path.read_text() for path in context.state.iterdir()})
+        first = len(found) * 2 - 1
+        for epoch in (first, first + 1):
+            (context.state / f"state-{epoch}").write_text(f"weights {epoch}")
+            (context.state / f"state-{epoch - 1}").unlink(missing_ok=True)
+            (context.state / "left.partial").write_text("torn")
+            if epoch == first:
+                context.on_epoch_end({})
+        if len(found) == 3:
+            (context.output / "weights").write_text("done")
+            return {}
+        raise TemporaryError("told to stop")
+
+    a, b = (RemoteWorkspace(uri, tmp_path / name) for name in "ab")
+    start_run(a)
+    for machine in (a, b):
+        with pytest.raises(TemporaryError, match="told to stop"):
+            execute(machine, "r1", "validate_data", train, Stopper())
+    result = execute(a, "r1", "validate_data", train, Stopper())
+    assert found == [{}, {"state-2": "weights 2"}, {"state-4": "weights 4"}]
+    assert not ObjectStore(uri).sizes(f"steps/validate_data/{result.key}.partial/")
+    assert execute(b, "r1", "validate_data", train, Stopper()).reused
+
+
+@pytest.mark.slow
+def test_half_uploaded_state_is_never_used_and_a_newer_one_here_is_kept(uri: str, tmp_path: Path) -> None:
+    a, b = (RemoteWorkspace(uri, tmp_path / name) for name in "ab")
+    here, there = (workspace.partial_directory("teach", "k") / "state" for workspace in (a, b))
+    here.mkdir(parents=True)
+    (here / "state-1").write_text("1")
+    with a.lease("teach", "k"):
+        a.save_state("teach", "k")
+        (here / "state-2").write_text("2")  # saved here; the upload of its list never happened
+        a._store.upload("steps/teach/k.partial/files/" + digests.of_file(here / "state-2"), here / "state-2")
+        a.load_state("teach", "k")
+    b.load_state("teach", "k")
+    assert [path.name for path in there.iterdir()] == ["state-1"]
+    assert sorted(path.name for path in here.iterdir()) == ["state-1", "state-2"]
+
+
+@pytest.mark.slow
+def test_shards_of_many_machines_are_here_when_they_are_merged(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "Tracker", SilentTracker)
+    monkeypatch.setattr(execution, "_resolve_inputs", lambda *_: {})
+    machines = [RemoteWorkspace(uri, tmp_path / name) for name in "abc"]
+    start_run(machines[0], shards=2)
+
+    def label(context: StepContext) -> dict[str, Any]:
+        (context.output / "boxes").write_text(context.published.name)
+        return {}
+
+    def merge(context: StepContext) -> dict[str, Any]:
+        shards = context.published.with_name(context.published.name + ".shards")
+        (context.output / "all").write_text(" ".join(sorted(path.read_text() for path in shards.glob("*/boxes"))))
+        return {}
+
+    for index in range(2):
+        execute(machines[index], "r1", "pseudo_label", label, Stopper(), shard=f"{index}-of-2")
+    result = execute(machines[2], "r1", "pseudo_label", merge, Stopper())
+    assert (machines[2].step_directory("pseudo_label", result.key) / "all").read_text() == "0-of-2 1-of-2"
+
+
+@pytest.mark.slow
+def test_training_goes_on_while_the_store_is_away(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = RemoteWorkspace(uri, tmp_path / "a")
+    workspace.write_run("r1", {"steps": {}})
+    state = workspace.partial_directory("teach", "k") / "state"
+    state.mkdir(parents=True)
+    (state / "state-1").write_text("1")
+
+    def away(*_: object, **__: object) -> None:
+        raise workspace._store._away("test")
+
+    with workspace.lease("teach", "k"):
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectStore, "_put", away)
+            patch.setattr(ObjectStore, "read", away)
+            workspace.save_state("teach", "k")
+            assert workspace.read_run("r1") == {"steps": {}}
+            (state.with_name("output")).mkdir()
+            with pytest.raises(UnavailableError):
+                workspace.publish("teach", "k", {"key": "k"})
+        assert workspace.publish("teach", "k", {"key": "k"}).manifest["key"] == "k"
