@@ -1,8 +1,8 @@
 """Use an engine in three lines:
 
-    import nasline
-    result = nasline.load("models:/yolo_nas@champion").predict("street.jpg")
-    result.save("street-with-boxes.jpg")
+import nasline
+result = nasline.load("models:/yolo_nas@champion").predict("street.jpg")
+result.save("street-with-boxes.jpg")
 """
 
 from __future__ import annotations

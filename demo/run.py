@@ -138,7 +138,7 @@ def show_line(line: str, seconds: float) -> None:
             event = event if "--role" not in str(entry["event"]) else f"{event} {str(entry['event']).split()[-1]}"
         print(f"{seconds:6.1f} s  {event}", flush=True)
     elif event == "Task failed with exception":
-        for error in entry.get("error_detail", []):
+        for error in entry.get("exception", []):
             print(f"{seconds:6.1f} s  failed: {error.get('exc_value', '')}", flush=True)
 
 

@@ -184,7 +184,7 @@ class DistillationLoss:
         widths = [[level.shape[1] for level in levels] for levels in (features, teacher.features)]
         if widths[0] != widths[1]:
             raise ValueError(
-                f"distill.features_weight needs feature maps of equal width, got student {widths[0]} and teacher "
+                f"distill.feature_weight needs feature maps of equal width, got student {widths[0]} and teacher "
                 f"{widths[1]}; give DistillationLoss a FeatureAdapters({widths[0]}, {widths[1]})"
             )
         pairs = zip(features, teacher.features, strict=True)

@@ -113,6 +113,9 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--params", type=Path, help="parameter file, one section per step")
     command.add_argument("--options-json", default="{}", help='overrides as JSON: {"distill.epochs": 20, ...}')
     command.add_argument("--from-champion", action="store_true", help="retrain from the registered champion")
+    command.add_argument(
+        "--if-changed", action="store_true", help="exit 99 when the champion has these data and parameters"
+    )
     command.add_argument("--replace", action="store_true", help="forget an existing run of that id")
     for name, group in _option_groups(command).items():
         for field in form_fields():
@@ -135,7 +138,13 @@ def _start(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.workspace import open_workspace
 
     parameters = resolve(arguments.params, _options(arguments))
-    frozen = start(open_workspace(arguments.workspace), arguments.run, parameters, replace=arguments.replace)
+    frozen = start(
+        open_workspace(arguments.workspace),
+        arguments.run,
+        parameters,
+        replace=arguments.replace,
+        if_changed=arguments.if_changed,
+    )
     if arguments.link:
         link_start(frozen, arguments.link)
     _report(

@@ -79,10 +79,7 @@ def rules(comparison: Comparison | None, given: GateParameters) -> list[Rule]:
         return []
     how = f"{comparison.images} clean test images, {comparison.excluded_images} excluded, {comparison.champion}"
     enough = comparison.images >= given.minimum_comparison_images
-    worse = (
-        comparison.difference_points < -given.champion_margin and comparison.share_of_resamples_worse >= 0.95
-    )
-    removed = ", ".join(comparison.removed_classes)
+    worse = comparison.difference_points < -given.champion_margin and comparison.share_of_resamples_worse >= 0.95
     kept = given.allow_removed_classes or not comparison.removed_classes
     removed = ", ".join(comparison.removed_classes) or "none removed"
     least, margin = given.minimum_comparison_images, given.champion_margin

@@ -26,8 +26,7 @@ def of_folder(folder: Path) -> FileDigests:
     """Digest and size of every file below a folder, by its path relative to it, in sorted order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"sha256": of_file(path), "size": path.stat().st_size}
-        for path in files
+        path.relative_to(folder).as_posix(): {"sha256": of_file(path), "size": path.stat().st_size} for path in files
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from pipeline_tasks import digests, process
-from pipeline_tasks.errors import RejectedError, StepError, TemporaryError, UsageError
+from pipeline_tasks import process
+from pipeline_tasks.errors import TemporaryError
+from pipeline_tasks.keys import RunKeys, champion_folder
 from pipeline_tasks.params import Parameters
-from pipeline_tasks.steps import Input, StepDefinition, definition, reference
+from pipeline_tasks.steps import definition, reference
 from pipeline_tasks.tracking.mirror import Tracker
-from pipeline_tasks.tracking.registry import fetch_model
 from pipeline_tasks.workspace import Published, Workspace
 
 log = logging.getLogger(__name__)
@@ -97,13 +96,12 @@ def execute(
     """
     step_definition, frozen = definition(step), workspace.read_run(run)
     parameters = Parameters.model_validate(frozen["parameters"])
-    inputs = _resolve_inputs(workspace, run, frozen, step_definition)
-    key_content = _key_content(step_definition, parameters, part, inputs, frozen)
-    key = digests.of_json(key_content)[:32]
+    step_key = RunKeys(workspace, frozen).of(step, part)
+    key, inputs = step_key.key, step_key.inputs
     if shard:
         key, part = f"{key}.shards/{shard}", f"shard-{shard}"
     tracker = Tracker(workspace, run, reference(step, part))
-    tracker.record.parameters = key_content["parameters"]
+    tracker.record.parameters = step_key.content["parameters"]
     with workspace.lease(step, key):
         published = workspace.published(step, key)
         reused = published is not None
@@ -113,21 +111,21 @@ def execute(
             context = StepContext(
                 parameters=parameters,
                 part=part,
-                inputs={name: path for name, (path, _) in inputs.items()},
-                input_digests={name: digest for name, (_, digest) in inputs.items()},
+                inputs={name: entry.folder for name, entry in inputs.items()},
+                input_digests={name: entry.digest for name, entry in inputs.items()},
                 output=_empty_output(workspace, step, key),
                 state=_state_folder(workspace, step, key),
                 published=workspace.step_directory(step, key),
                 workspace=workspace,
                 run=frozen,
-                champion=_champion_folder(workspace, frozen),
+                champion=champion_folder(workspace, frozen["champion"]) if frozen["champion"] else None,
                 stopper=stopper,
                 tracker=tracker,
                 save_state=partial(workspace.save_state, step, key),
             )
             with _tracked(tracker):
                 summary = _work(body, context)
-            manifest = _manifest(step, part, key, key_content, summary, frozen)
+            manifest = _manifest(step, part, key, step_key.content, summary, frozen)
             published = workspace.publish(step, key, manifest)
     workspace.record_step(run, reference(step, part), key)
     return _finish(workspace, run, step, part, published, reused, tracker)
@@ -135,12 +133,18 @@ def execute(
 
 def _work(body: StepBody, context: StepContext) -> dict[str, Any]:
     context.tracker.record.metrics_file = context.state / "metrics.jsonl"
-    context.tracker.deliver()
+    _announce(context.tracker.deliver())
     try:
         return body(context)
     except TemporaryError:
         context.save_state()
         raise
+
+
+def _announce(mlflow_url: str | None) -> None:
+    """Tell the DAG's operator at once where the step can be watched; a person on a terminal is told at the end."""
+    if mlflow_url and not sys.stdout.isatty():
+        print(f"NASLINE_MLFLOW {mlflow_url}", flush=True)
 
 
 def _finish(
@@ -152,6 +156,8 @@ def _finish(
     record.metrics_file = published.directory / "metrics.jsonl"
     record.artifacts = published.directory
     record.summary, record.status = summary, "FINISHED"
+    if step == "register" or (step == "gate" and not summary["passed"]):
+        record.outcome = outcome(step, summary)
     if reused:
         record.reused_from = manifest["made_by_run"]
         record.note = f"Reused: made by run {manifest['made_by_run']} (key {key})."
@@ -159,6 +165,15 @@ def _finish(
     else:
         log.info("%s published: key %s", reference(step, part), key[:12])
     return StepResult(run, step, part, key, reused, summary, tracker.deliver())
+
+
+def outcome(step: str, summary: dict[str, Any]) -> dict[str, str]:
+    """Tags that tell a pipeline run's end, for the parent run in MLflow."""
+    if step == "gate":
+        return {"nasline.verdict": summary["verdict"]}
+    if not summary["registered"]:
+        return {"nasline.verdict": summary["because"]}
+    return {"nasline.verdict": summary["verdict"], "nasline.registered": f"{summary['model']} v{summary['version']}"}
 
 
 @contextmanager
@@ -170,9 +185,7 @@ def _tracked(tracker: Tracker) -> Iterator[None]:
     except TemporaryError as error:
         _mark(tracker, "KILLED", error)
         raise
-    except RejectedError:
-        raise
-    except StepError as error:
+    except Exception as error:  # whatever ends the step, its MLflow run must not look as if it went on
         _mark(tracker, "FAILED", error)
         raise
 
@@ -180,83 +193,6 @@ def _tracked(tracker: Tracker) -> Iterator[None]:
 def _mark(tracker: Tracker, status: str, error: Exception) -> None:
     tracker.record.status, tracker.record.note = status, str(error)
     tracker.deliver()
-
-
-def _resolve_inputs(
-    workspace: Workspace, run: str, frozen: dict[str, Any], step: StepDefinition
-) -> dict[str, tuple[Path, str]]:
-    """Folder and content digest of each input."""
-    return {
-        entry.name: _champion_weights(workspace, frozen, entry) or _published_input(workspace, run, frozen, step, entry)
-        for entry in step.inputs
-    }
-
-
-def _published_input(
-    workspace: Workspace, run: str, frozen: dict[str, Any], step: StepDefinition, entry: Input
-) -> tuple[Path, str]:
-    needed = reference(entry.step, entry.part)
-    key = frozen["steps"].get(needed)
-    published = workspace.published(entry.step, key) if key else None
-    if published is None:
-        option = {"pretrain": f" --role {entry.part}", "pseudo_label": " --merge"}.get(entry.step, "")
-        raise UsageError(
-            f"{step.name} needs {needed} of run {run!r}, which has not finished; "
-            f"run `nasline {entry.step}{option} --run {run}` first"
-        )
-    return published.directory / entry.folder, published.digest(entry.folder)
-
-
-def _champion_weights(workspace: Workspace, frozen: dict[str, Any], entry: Input) -> tuple[Path, str] | None:
-    """Retraining starts from the champion's networks where a first run starts from pretraining."""
-    if entry.step != "pretrain" or not frozen["parameters"]["start"]["from_champion"]:
-        return None
-    champion = frozen["champion"]
-    folder = _fetched_champion(workspace, champion) / entry.part
-    return folder, digests.of_json([champion["digest"], entry.part])
-
-
-def _key_content(
-    step: StepDefinition,
-    parameters: Parameters,
-    part: str,
-    inputs: dict[str, tuple[Path, str]],
-    frozen: dict[str, Any],
-) -> dict[str, Any]:
-    """What the step's result depends on: no times, no paths."""
-    own = key_fields(parameters.section(step.name))
-    shared = {f"start.{name}": getattr(parameters.start, name) for name in step.shared_parameters}
-    content: dict[str, Any] = {
-        "step": step.name,
-        "contract_version": step.contract_version,
-        "parameters": {**own, **shared},
-        "inputs": {name: digest for name, (_, digest) in inputs.items()},
-    }
-    if part:
-        content["parameters"]["variant"] = getattr(parameters.start, f"{part}_variant")
-    if step.name == "validate_data":
-        content["inputs"] = {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry}
-    if step.name == "gate":
-        content["inputs"]["champion"] = frozen["champion"]["digest"] if frozen["champion"] else None
-    if step.name == "register":
-        content["registry"] = {"name": parameters.start.model_name, "store": frozen["registry"]}
-    return content
-
-
-def key_fields(section: BaseModel) -> dict[str, Any]:
-    """The fields of a section that can change a result."""
-    values: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            values[name] = key_fields(value)
-        elif _in_key(field.json_schema_extra):
-            values[name] = value
-    return values
-
-
-def _in_key(extra: Any) -> bool:
-    return not isinstance(extra, dict) or bool(extra.get("in_key", True))
 
 
 def _empty_output(workspace: Workspace, step: str, key: str) -> Path:
@@ -279,17 +215,6 @@ def _fetch_shards(workspace: Workspace, step: str, key: str, parameters: Paramet
     count = parameters.pseudo_label.shards
     for index in range(count):
         workspace.published(step, f"{key}.shards/{index}-of-{count}")
-
-
-def _champion_folder(workspace: Workspace, frozen: dict[str, Any]) -> Path | None:
-    champion = frozen["champion"]
-    return _fetched_champion(workspace, champion) if champion else None
-
-
-def _fetched_champion(workspace: Workspace, champion: dict[str, Any]) -> Path:
-    """`start` fetched it, but maybe on another machine."""
-    folder = workspace.root / champion["directory"]
-    return folder if folder.is_dir() else fetch_model(workspace, f"models:/{champion['name']}/{champion['version']}")
 
 
 def _manifest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,6 @@ def gate(context: StepContext) -> dict[str, Any]:
 
 def read_preprocessing(engine_folder: Path) -> Preprocessing:
     """How images must be prepared for an engine."""
-    import json
-
     from model.preprocessing import Preprocessing
 
     return Preprocessing.from_json(json.loads((engine_folder / "engine.json").read_text())["preprocessing"])
@@ -89,9 +88,7 @@ def _counts(report: BuildReport) -> tuple[int, int]:
     return report.int8_convolutions, report.float_convolutions
 
 
-def detect_with(
-    context: StepContext, engine: Engine, images: ImageSet, preprocessing: Preprocessing
-) -> Detections:
+def detect_with(context: StepContext, engine: Engine, images: ImageSet, preprocessing: Preprocessing) -> Detections:
     """Detections of an engine on an image set, as the metric wants them."""
     from model.evaluation import detect
 
@@ -167,23 +164,29 @@ def _judge(
         *at_most("INT8 latency p50", latency["int8"].p50_ms, given.maximum_latency_ms, "ms", timed),
         *at_least("speed-up over float", speedup, given.minimum_speedup, "times", timed),
         *at_most("INT8 file size", megabytes, given.maximum_size_megabytes, "MB", INT8_FILE),
-        *_licence_rule(context, engine_folder),
+        *_licence_rules(context),
         *champion.rules(comparison, given),
     ]
     return Verdict(tuple(rules))
 
 
-def _licence_rule(context: StepContext, engine_folder: Path) -> list[Rule]:
-    """Every licence the images descend from must be accepted by name; an unknown one never is by default."""
-    import json
+def _licence_rules(context: StepContext) -> list[Rule]:
+    """What the engine descends from, each kind apart; a licence that is not listed, or unknown, is not accepted."""
+    given = context.parameters.gate
+    lineage = json.loads((context.inputs["engine"] / "engine.json").read_text(encoding="utf-8"))["lineage"]
+    found = {
+        "image": {name for counts in lineage["images"].values() for name in counts},
+        "annotation": set(lineage["annotations"]),
+        "weights": set(lineage["weights"]),
+    }
+    accepted = {kind: getattr(given, f"require_{kind}_licence") for kind in found}
+    return [_licence_rule(kind, found[kind], names) for kind, names in accepted.items() if names is not None]
 
-    accepted = context.parameters.gate.require_licence
-    if accepted is None:
-        return []
-    lineage = json.loads((engine_folder / "engine.json").read_text())["lineage"]
-    refused = sorted(set(lineage["images"]) - set(accepted))
-    measured = "policy satisfied" if not refused else "not accepted: " + ", ".join(refused)
-    return [Rule("image licences", ", ".join(accepted), measured, "", "lineage of the engine", not refused)]
+
+def _licence_rule(kind: str, found: set[str], accepted: list[str]) -> Rule:
+    refused = sorted(found - set(accepted))
+    measured = "not accepted: " + ", ".join(refused) if refused else "policy satisfied"
+    return Rule(f"{kind} licences", ", ".join(accepted), measured, "", "lineage of the engine", not refused)
 
 
 def _write(

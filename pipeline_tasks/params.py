@@ -185,6 +185,9 @@ class QuantizeParameters(Section):
     observer: Literal["max", "percentile", "mse"] = parameter("percentile", "How activation ranges are chosen")
     percentile: float = parameter(99.99, "Share of activations inside the range", unit="percent", gt=50, le=100)
     sensitivity_images: int = parameter(64, "Training images the layer sensitivity is measured on", ge=1)
+    float_layers: list[str] = parameter(
+        [], "More layers to leave in float, as patterns of names such as backbone.stem*"
+    )
     maximum_float_share: float = parameter(
         0.15, "Share of the multiply-adds that selective quantization may leave in float", ge=0, le=1
     )
@@ -229,13 +232,19 @@ class GateParameters(Section):
     allow_removed_classes: bool = parameter(False, "Accept an engine that lacks a class of the champion")
     minimum_comparison_images: int = parameter(10, "Fewest clean test images a champion comparison needs", ge=1)
     maximum_size_megabytes: float | None = parameter(None, "Largest INT8 ONNX file", unit="MB", gt=0)
-    require_licence: list[str] | None = parameter(
-        None, "Image licences accepted, by name as in the dataset; empty accepts all"
+    require_image_licence: list[str] | None = parameter(
+        None, "Accepted licences of the images, by name as in the dataset; empty accepts all"
+    )
+    require_annotation_licence: list[str] | None = parameter(
+        None, "Accepted licences of the annotations; empty accepts all"
+    )
+    require_weights_licence: list[str] | None = parameter(
+        None, "Accepted origins of the weights, such as 'random initialisation'; empty accepts all"
     )
     latency_threads: int = parameter(0, "Threads of the measured engines; 0 takes every core", ge=0, le=1024)
     latency_repeats: int = parameter(200, "Timed runs per engine, interleaved", ge=10, le=100000)
     maximum_box_error_pixels: float | None = parameter(
-        0.5, "Mean box difference between the built INT8 engine and the exported file run literally, on confident anchors",
+        0.5, "Mean box difference of the built INT8 engine to the exported file run literally, on confident anchors",
         unit="pixels", gt=0,
     )  # fmt: skip
     maximum_spread: float = parameter(

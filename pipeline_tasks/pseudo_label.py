@@ -100,7 +100,7 @@ def _label(context: StepContext, images: ImageSet) -> pa.Table:
     thresholds = _thresholds(context)
     given = context.parameters.pseudo_label
     found = detect(
-        _in_full_batches(torch_predictor(teacher.eval(), device), given.batch_size),
+        _in_full_batches(torch_predictor(teacher.eval().to(device), device), given.batch_size),
         images,
         open_images(context),
         metadata.preprocessing,

@@ -46,10 +46,9 @@ def quantize(context: StepContext) -> dict[str, Any]:
     from model.data.tables import read_dataset
     from model.quantization.storage import save_quantized
 
-    prepare_torch(context.parameters.start)
     dataset = read_dataset(context.inputs["target"])
     student, metadata = load_checkpoint(context.inputs["student"])
-    folded = student.eval().fused_copy()
+    folded = student.eval().fused_copy().to(prepare_torch(context.parameters.start))
     measure = _validation_map(context, dataset, metadata)
     float_map = measure(folded)
     given = context.parameters.quantize
@@ -83,11 +82,12 @@ def _without_training(
     float_map: float,
 ) -> tuple[Stage, Stage]:
     """Post-training quantization, and the same with the most sensitive layers left in float."""
-    from model.quantization.quantize import QuantizationConfig, quantize
+    from model.quantization.quantize import CPU_FLOAT_LAYERS, QuantizationConfig, quantize
 
     given = context.parameters.quantize
     calibration, held_aside = _training_images(dataset.split("train"), given, context.parameters.start.seed)
-    config = QuantizationConfig(observer=given.observer, percentile=given.percentile)
+    in_float = (*CPU_FLOAT_LAYERS, *given.float_layers)
+    config = QuantizationConfig(observer=given.observer, percentile=given.percentile, float_layers=in_float)
     network = quantize(folded, _batches(context, calibration, metadata), config)
     ptq = Stage("ptq", network, measure(network))
     log.info("validation mAP50-95: float %.4f, PTQ %.4f", float_map, ptq.map50_95)
@@ -110,8 +110,9 @@ def _batches(context: StepContext, images: ImageSet, metadata: CheckpointMetadat
 
     from model.data.loader import evaluation_batches
 
+    device = prepare_torch(context.parameters.start)
     for batch, _, _ in evaluation_batches(images, open_images(context), metadata.preprocessing, 16):
-        yield torch.from_numpy(batch).float() / 255
+        yield torch.from_numpy(batch).to(device).float() / 255
 
 
 def _select_float_layers(
@@ -144,9 +145,7 @@ def _select_float_layers(
     return stage
 
 
-def _write_sensitivities(
-    context: StepContext, sensitivities: list[LayerSensitivity], shares: dict[str, float]
-) -> None:
+def _write_sensitivities(context: StepContext, sensitivities: list[LayerSensitivity], shares: dict[str, float]) -> None:
     rows = [{"layer": s.name, "error": s.error, "multiply_add_share": shares[s.name]} for s in sensitivities]
     write_json(context.output / "sensitivity.json", rows)
 

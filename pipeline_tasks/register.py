@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline_tasks import champion, verdict
 from pipeline_tasks.execution import StepContext
+from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.tracking import registry
 from pipeline_tasks.validate_data import is_absent
 from pipeline_tasks.workspace import write_json
@@ -29,7 +30,6 @@ def register(context: StepContext) -> dict[str, Any]:
     if not judged["passed"]:
         log.warning("not registered, because the gate %s", judged["sentence"])
         write_json(context.output / REGISTRATION, {"registered": False, "because": judged["sentence"]})
-        context.tracker.finish_parent("FINISHED", {"nasline.verdict": judged["sentence"]})
         return {"registered": 0, "because": judged["sentence"]}
     bundle = _bundle(context)
     registration = registry.register_bundle(
@@ -42,13 +42,8 @@ def register(context: StepContext) -> dict[str, Any]:
     )
     shutil.rmtree(bundle)
     write_json(context.output / REGISTRATION, {"registered": True, **registration})
-    outcome = {"nasline.verdict": judged["sentence"], "nasline.registered": _name(registration)}
-    context.tracker.finish_parent("FINISHED", outcome)
-    return {"registered": 1, "model": registration["model"], "version": registration["version"]}
-
-
-def _name(registration: dict[str, Any]) -> str:
-    return f"{registration['model']} v{registration['version']}"
+    named = {"model": registration["model"], "version": registration["version"]}
+    return {"registered": 1, "verdict": judged["sentence"], **named}
 
 
 def _bundle(context: StepContext) -> Path:
@@ -58,7 +53,12 @@ def _bundle(context: StepContext) -> Path:
     for name, source in (("engine", "engine"), ("gate", "gate"), ("student", "student"), ("teacher", "teacher")):
         shutil.copytree(context.inputs[source], bundle / name)
     datasets = {role: entry["digest"] for role, entry in context.run["datasets"].items() if entry}
-    lineage = {"datasets": datasets, "run": context.run["run"], "seen_images": _seen_images(context)}
+    lineage = {
+        "run": context.run["run"],
+        "datasets": datasets,
+        "parameters": parameters_digest(context.parameters),
+        "seen_images": _seen_images(context),
+    }
     write_json(bundle / champion.LINEAGE_FILE, lineage)
     return bundle
 
@@ -77,6 +77,9 @@ def _seen_images(context: StepContext) -> list[str]:
         if role == "target":
             table = table.filter(pc.not_equal(table["split"], "test"))
         seen.update(digest for digest in table["sha256"].to_pylist() if digest)
+    if context.run["parameters"]["start"]["from_champion"] and context.champion:
+        ancestor = json.loads((context.champion / champion.LINEAGE_FILE).read_text(encoding="utf-8"))
+        seen.update(ancestor["seen_images"])
     return sorted(seen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_tasks import digests
-from pipeline_tasks.errors import DataError, ParameterError, UsageError
+from pipeline_tasks.champion import LINEAGE_FILE
+from pipeline_tasks.errors import DataError, ParameterError, RejectedError, UsageError
+from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.tracking import registry
 from pipeline_tasks.tracking.client import tracking_uri
@@ -22,7 +25,9 @@ ROLES = {"target": "dataset", "pretrain": "pretrain_dataset", "unlabeled": "unla
 """Role of a set, and the field of `start` that names its folder."""
 
 
-def start(workspace: Workspace, run: str, parameters: Parameters, replace: bool = False) -> dict[str, Any]:
+def start(
+    workspace: Workspace, run: str, parameters: Parameters, replace: bool = False, if_changed: bool = False
+) -> dict[str, Any]:
     """Write runs/RUN/run.json and return it.
 
     Started again with the same facts, the run is left as it is, with the steps it has finished.
@@ -31,9 +36,12 @@ def start(workspace: Workspace, run: str, parameters: Parameters, replace: bool 
         DataError: a dataset folder is missing.
         ParameterError: no target dataset was given.
         UsageError: the run exists with other facts, or a champion was asked for and there is none.
+        RejectedError: `if_changed`, and the champion was made from the same data with the same parameters.
     """
     workspace.run_directory(run).mkdir(parents=True, exist_ok=True)
     frozen = _freeze(workspace, run, parameters)
+    if if_changed:
+        _require_change(workspace, frozen, parameters)
     path = workspace.run_directory(run) / "run.json"
     if path.exists() and not replace:
         return _continue_existing(workspace.read_run(run), frozen)
@@ -56,8 +64,23 @@ def _freeze(workspace: Workspace, run: str, parameters: Parameters) -> dict[str,
     }
 
 
+def _require_change(workspace: Workspace, frozen: dict[str, Any], parameters: Parameters) -> None:
+    """A scheduled retraining with nothing new would only repeat the champion."""
+    champion = frozen["champion"]
+    if champion is None:
+        return
+    path = workspace.root / champion["directory"] / LINEAGE_FILE
+    made_from = json.loads(path.read_text(encoding="utf-8"))
+    datasets = {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry}
+    if (made_from["datasets"], made_from["parameters"]) == (datasets, parameters_digest(parameters)):
+        raise RejectedError(
+            f"nothing to do: {champion['name']} v{champion['version']} was made from these datasets "
+            "with these parameters"
+        )
+
+
 def _continue_existing(existing: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
-    changed = [name for name in ("parameters", "datasets") if existing[name] != frozen[name]]
+    changed = [name for name in ("parameters", "datasets") if _facts(existing, name) != _facts(frozen, name)]
     if changed:
         raise UsageError(
             f"run {existing['run']!r} exists with other {' and '.join(changed)}; "
@@ -65,6 +88,13 @@ def _continue_existing(existing: dict[str, Any], frozen: dict[str, Any]) -> dict
         )
     log.info("run %s exists already; it goes on with %d finished steps", existing["run"], len(existing["steps"]))
     return existing
+
+
+def _facts(frozen: dict[str, Any], name: str) -> Any:
+    """What must be equal: a dataset's content, not the repository's commit, which moves with unrelated work."""
+    if name == "parameters":
+        return frozen["parameters"]
+    return {role: entry and entry["digest"] for role, entry in frozen["datasets"].items()}
 
 
 def _dataset(parameters: Parameters, role: str, field: str) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ STEPS: tuple[StepDefinition, ...] = (
     StepDefinition(
         "gate",
         "Build the target's engines, measure accuracy and latency on them, write the verdict.",
-        outputs="verdict.json, metrics.json, the target's engines, plots",
+        outputs="verdict.json, accuracy.json, latency.json, the target's engines, plots",
         inputs=(TARGET, Input("engine", "export", folder="engine")),
         timeout_hours=6.0,
     ),

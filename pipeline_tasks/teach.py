@@ -52,9 +52,7 @@ def _choose_thresholds(context: StepContext, task: TrainingTask) -> dict[str, An
 
     assert task.validation_set is not None
     device = prepare_torch(context.parameters.start)
-    found = detect(
-        torch_predictor(task.model, device), task.validation_set, open_images(context), task.preprocessing
-    )
+    found = detect(torch_predictor(task.model, device), task.validation_set, open_images(context), task.preprocessing)
     given = context.parameters.teach
     chosen = class_thresholds(found, task.validation_set, minimum_precision=given.minimum_precision)
     thresholds = {name: max(value, given.minimum_threshold) for name, value in chosen.items()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline_tasks import digests
 from pipeline_tasks.errors import ConfigurationError, TemporaryError
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.params import StartParameters, TrainingParameters
@@ -220,6 +221,8 @@ def start_network(
     prepare_torch(context.parameters.start)
     network = model.build(variant, len(class_names))
     parent, metadata = load_checkpoint(source)
+    if metadata.variant != variant:
+        log.warning("the weights are of variant %s, the network is %s: little of them fits", metadata.variant, variant)
     report = transfer_weights(network, parent.state_dict(), metadata.class_names, class_names)
     log.info(
         "weights of %s: %d tensors kept, %d new, %d of %d classes known",
@@ -229,20 +232,21 @@ def start_network(
 
 
 def merge_lineage(*lineages: Mapping[str, Any]) -> dict[str, Any]:
-    """Union of lineages: every licence that any ancestor carries, images counted per licence."""
+    """Union of lineages: weights and annotations by licence; images by dataset, so that none is counted twice."""
     merged: dict[str, Any] = {"weights": [], "annotations": [], "images": {}}
     for lineage in lineages:
         for kind in ("weights", "annotations"):
             merged[kind] = sorted({*merged[kind], *lineage.get(kind, [])})
-        for licence, count in lineage.get("images", {}).items():
-            merged["images"][licence] = max(merged["images"].get(licence, 0), count)
+        merged["images"] |= lineage.get("images", {})
     return merged
 
 
 def dataset_lineage(folder: Path) -> dict[str, Any]:
     """Licences of a dataset's annotations and images, each apart."""
-    licences = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["licences"]
-    return {"weights": [], "annotations": [licences["annotations"]], "images": licences["images"]}
+    metadata = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    licences, digest = metadata["licences"], digests.of_file(folder / "images.parquet")
+    images = {f"{', '.join(metadata['roots'])} {digest[:8]}": licences["images"]}
+    return {"weights": [], "annotations": [licences["annotations"]], "images": images}
 
 
 def _plots(context: StepContext) -> Path:

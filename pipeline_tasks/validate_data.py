@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline_tasks.errors import DataError
 from pipeline_tasks.execution import StepContext
 
 
@@ -31,7 +32,10 @@ def validate_data(context: StepContext) -> dict[str, Any]:
         maximum_bad_boxes_fraction=given.maximum_bad_box_fraction,
         box_tolerance_pixels=given.box_tolerance_pixels,
     )
-    result = validate(raw, roots, limits, context.output)
+    try:
+        result = validate(raw, roots, limits, context.output)
+    except DataError as error:
+        raise DataError(f"{error}; the whole report is in {context.output}") from None
     _publish_missing_roles(context.output, roots)
     return result.summary()
 

@@ -20,7 +20,7 @@ class Rule:
     passed: bool
 
     def sentence(self) -> str:
-        """The rule as a reader wants it: `int8 mAP50-95 0.412 >= 0.35 (test split, openvino)`."""
+        """The rule as a reader wants it: `INT8 mAP50-95: 0.412 meets the limit 0.35 (test split)`."""
         relation = "meets" if self.passed else "misses"
         unit = f" {self.unit}" if self.unit else ""
         return f"{self.name}: {_text(self.measured)} {relation} the limit {_text(self.limit)}{unit} ({self.how})"

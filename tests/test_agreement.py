@@ -36,7 +36,7 @@ def test_dvc_stages_run_the_steps_commands_and_follow_their_sections(repository:
 def test_dvc_stages_depend_on_what_the_steps_read(repository: Path) -> None:
     stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
     for step in STEPS[2:-1]:
-        read = {entry.step for entry in step.inputs}
+        read = {entry.step for entry in step.inputs} | ({"start"} if step.name == "gate" else set())  # the champion
         declared = {path.split("/")[1] for path in stages[step.name]["deps"]}
         assert declared == read, step.name
 

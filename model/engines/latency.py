@@ -125,7 +125,7 @@ def measure_interleaved(
 ) -> dict[str, Timings]:
     """Time calls that take turns, in a fresh random order each round, after a warm-up of every one of them."""
     if repeats < 2:
-        raise ValueError(f"latency.repeats must be at least 2, got {repeats}")
+        raise ValueError(f"gate.latency_repeats must be at least 2, got {repeats}")
     if warmup_seconds < 0:
         raise ValueError(f"latency.warmup_seconds must not be negative, got {warmup_seconds:g}")
     if not calls:

@@ -91,7 +91,7 @@ def choose_float_layers(
     ratios keep the order of the network, so the same input gives the same choice.
     """
     if not 0.0 <= budget <= 1.0:
-        raise ValueError(f"quantize.float_budget must be from 0 to 1, got {budget:g}")
+        raise ValueError(f"quantize.maximum_float_share must be from 0 to 1, got {budget:g}")
     missing = [layer.name for layer in sensitivities if layer.name not in cost_share]
     if missing:
         raise ValueError(f"no cost is known for {len(missing)} layers, such as {missing[0]}")

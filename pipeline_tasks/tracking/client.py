@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline_tasks.errors import TemporaryError
 from pipeline_tasks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def connect(workspace: Workspace) -> MlflowClient:
 
 
 def server_errors() -> tuple[type[Exception], ...]:
-    """What a tracking store may raise when it is away or unwell."""
+    """What a tracking store may raise when it is away or unwell; TemporaryError: a step beside us waits for it."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, RequestException, SQLAlchemyError, OSError)
+    return (MlflowException, RequestException, SQLAlchemyError, OSError, TemporaryError)

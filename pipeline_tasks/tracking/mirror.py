@@ -42,6 +42,8 @@ class StepRecord:
     status: str = "RUNNING"
     note: str = ""
     reused_from: str | None = None
+    outcome: dict[str, str] | None = None
+    """Tags for the parent run, set by the step that ends the pipeline run."""
 
 
 class Tracker:
@@ -72,6 +74,7 @@ class Tracker:
             if "run_id" not in state:
                 state["run_id"] = _find_or_create_child(client, parent, self._run, self.record)
             _log_step(client, parent, state, self.record)
+            _log_outcome(client, parent, state, self.record)
             return _address(self._workspace, parent["experiment_id"], state["run_id"])
 
     @property
@@ -81,17 +84,6 @@ class Tracker:
             return None
         run_id: str | None = json.loads(self._state_path.read_text(encoding="utf-8")).get("run_id")
         return run_id
-
-    def finish_parent(self, status: str, tags: dict[str, str]) -> None:
-        """Close the parent run with its outcome (verdict sentence, registered version)."""
-        try:
-            client = self._client = self._client or connect(self._workspace)
-            parent = _parent_run(client, self._workspace, self._run)
-            for key, value in tags.items():
-                client.set_tag(parent["run_id"], key, value)
-            client.set_terminated(parent["run_id"], status=status)
-        except server_errors() as error:
-            self._warn(error)
 
     def _remember(self) -> None:
         """Write the record down, so that `nasline deliver` can do it when this process is gone."""
@@ -107,6 +99,7 @@ class Tracker:
                 "status": record.status,
                 "note": record.note,
                 "reused_from": record.reused_from,
+                "outcome": record.outcome,
             },
         )
 
@@ -154,6 +147,17 @@ def _log_step(client: MlflowClient, parent: dict[str, Any], state: dict[str, Any
         state["status"] = record.status
 
 
+def _log_outcome(client: MlflowClient, parent: dict[str, Any], state: dict[str, Any], record: StepRecord) -> None:
+    """Close the parent run when its last step has ended or a step has failed; open it again when one goes on."""
+    ended = "FINISHED" if record.outcome else "FAILED" if record.status == "FAILED" else "RUNNING"
+    told = [ended, record.outcome]
+    if state.get("outcome", ["RUNNING", None]) != told:
+        for key, value in (record.outcome or {}).items():
+            client.set_tag(parent["run_id"], key, value)
+        _set_status(client, parent["run_id"], ended)
+        state["outcome"] = told
+
+
 def _log_parameters(client: MlflowClient, run_id: str, parameters: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
@@ -188,9 +192,7 @@ def _line_metrics(line: dict[str, Any], started_ms: int) -> list[Any]:
     ]
 
 
-def _log_summary(
-    client: MlflowClient, parent: dict[str, Any], state: dict[str, Any], record: StepRecord
-) -> None:
+def _log_summary(client: MlflowClient, parent: dict[str, Any], state: dict[str, Any], record: StepRecord) -> None:
     """Final numbers go to the child, and under the step's name to the parent, where runs are compared."""
     from mlflow.entities import Metric
 
@@ -259,9 +261,7 @@ def _create_parent(client: MlflowClient, experiment_id: str, run: str, frozen: d
             tags[f"dvc.revision.{role}"] = dataset["dvc_revision"] or "not versioned"
     if frozen.get("champion"):
         tags["nasline.champion"] = f"{frozen['champion']['name']} v{frozen['champion']['version']}"
-    return str(
-        client.create_run(experiment_id, start_time=frozen["created_ms"], run_name=run, tags=tags).info.run_id
-    )
+    return str(client.create_run(experiment_id, start_time=frozen["created_ms"], run_name=run, tags=tags).info.run_id)
 
 
 def _log_datasets(client: MlflowClient, run_id: str, frozen: dict[str, Any]) -> None:
@@ -288,9 +288,7 @@ def _find_or_create_child(client: MlflowClient, parent: dict[str, Any], run: str
     query = f"tags.`{RUN_TAG}` = '{run}' and tags.`{STEP_TAG}` = '{record.reference}'"
     found = _search(client, parent["experiment_id"], query)
     tags = {RUN_TAG: run, STEP_TAG: record.reference, "mlflow.parentRunId": parent["run_id"]}
-    return found or str(
-        client.create_run(parent["experiment_id"], run_name=record.reference, tags=tags).info.run_id
-    )
+    return found or str(client.create_run(parent["experiment_id"], run_name=record.reference, tags=tags).info.run_id)
 
 
 def _search(client: MlflowClient, experiment_id: str, query: str) -> str | None:

@@ -40,7 +40,12 @@ def fetch_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
     version = _version_by_alias(client, workspace, name, CHAMPION)
     if version is None:
         return None
-    digest = version.tags[ENGINE_TAG]
+    digest = version.tags.get(ENGINE_TAG)
+    if digest is None:
+        raise DataError(
+            f"models:/{name}@{CHAMPION} is version {version.version}, which nasline did not make; "
+            "move the alias to one of its own versions, or choose another start.model_name"
+        )
     directory = Path("champions") / f"{name}-v{version.version}-{digest[:12]}"
     _fetch_bundle(workspace, f"models:/{name}/{version.version}", workspace.root / directory)
     return {"name": name, "version": str(version.version), "digest": digest, "directory": str(directory)}

@@ -54,7 +54,13 @@ def _annotation_content(split: str, images: int, first_id: int) -> dict[str, Any
         "licenses": [{"id": 1, "name": "CC BY 4.0", "url": ""}, {"id": 2, "name": "MIT", "url": ""}],
         "categories": [{"id": 7, "name": "square"}, {"id": 3, "name": "circle"}],
         "images": [
-            {"id": i, "file_name": f"{split}_{i - first_id}.jpg", "width": WIDTH, "height": HEIGHT, "license": 1 + i % 2}
+            {
+                "id": i,
+                "file_name": f"{split}_{i - first_id}.jpg",
+                "width": WIDTH,
+                "height": HEIGHT,
+                "license": 1 + i % 2,
+            }
             for i in ids
         ],
         "annotations": [

@@ -35,7 +35,9 @@ def start(nasline: Nasline, dataset: Path, *options: object, code: int = 0) -> s
         (["--from-champion"], 2, ["has no champion to start from"]),
     ],
 )
-def test_wrong_parameters(options: list[str], code: int, words: list[str], nasline: Nasline, tmp_path: Path, coco_folder: Any) -> None:
+def test_wrong_parameters(
+    options: list[str], code: int, words: list[str], nasline: Nasline, tmp_path: Path, coco_folder: Any
+) -> None:
     sentence = start(nasline, coco_folder.path, *options, code=code)
     assert all(word in sentence for word in words), sentence
     assert not (tmp_path / "workspace" / "runs" / "r" / "run.json").exists()

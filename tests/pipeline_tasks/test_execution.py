@@ -11,6 +11,7 @@ import pytest
 from pipeline_tasks import digests, execution
 from pipeline_tasks.errors import DataError, UsageError
 from pipeline_tasks.execution import StepContext, execute
+from pipeline_tasks.keys import key_content
 from pipeline_tasks.params import Parameters, resolve
 from pipeline_tasks.process import Stopper
 from pipeline_tasks.steps import definition
@@ -104,13 +105,18 @@ def test_student_and_teacher_of_one_variant_are_kept_apart_only_by_part_and_vari
 
 @pytest.mark.parametrize(
     ("option", "value", "changes"),
-    [("pretrain.epochs", 3, True), ("start.seed", 1, True), ("start.device", "cuda", False), ("teach.epochs", 3, False)],
+    [
+        ("pretrain.epochs", 3, True),
+        ("start.seed", 1, True),
+        ("start.device", "cuda", False),
+        ("teach.epochs", 3, False),
+    ],
 )
 def test_key_follows_what_the_result_depends_on(option: str, value: object, changes: bool) -> None:
     frozen = {"datasets": {}, "champion": None}
     step = definition("pretrain")
     keys = [
-        digests.of_json(execution._key_content(step, parameters, "student", {}, frozen))
+        digests.of_json(key_content(step, parameters, "student", {}, frozen))
         for parameters in (Parameters(), resolve(None, {option: value}))
     ]
     assert (keys[0] != keys[1]) is changes
@@ -119,7 +125,9 @@ def test_key_follows_what_the_result_depends_on(option: str, value: object, chan
 def test_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     start(workspace, "one")
-    with pytest.raises(UsageError, match="pretrain needs validate_data of run 'one'.*`nasline validate_data --run one`"):
+    with pytest.raises(
+        UsageError, match=r"pretrain needs validate_data of run 'one'.*`nasline validate_data --run one`"
+    ):
         execute(workspace, "one", "pretrain", pretrain, Stopper(), part="student")
     execute(workspace, "one", "validate_data", validate, Stopper())
     with pytest.raises(UsageError, match="`nasline pretrain --role teacher --run one` first"):

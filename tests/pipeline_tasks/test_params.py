@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline_tasks.errors import DataError, ParameterError
-from pipeline_tasks.execution import key_fields
+from pipeline_tasks.keys import key_fields
 from pipeline_tasks.parameter_file import parameter_file
 from pipeline_tasks.params import Parameters, form_fields, resolve
 from pipeline_tasks.steps import STEP_NAMES

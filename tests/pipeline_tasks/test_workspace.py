@@ -106,9 +106,9 @@ def test_lease_keeps_a_second_process_out_and_names_the_holder(tmp_path: Path) -
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     try:
-        with pytest.raises(TemporaryError, match=f"worked on by process {process.pid}"):
-            with Workspace(tmp_path).lease("teach", "k", wait_seconds=0.3):
-                pass
+        lease = Workspace(tmp_path).lease("teach", "k", wait_seconds=0.3)
+        with pytest.raises(TemporaryError, match=f"worked on by process {process.pid}"), lease:
+            pass
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
