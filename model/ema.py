@@ -33,12 +33,13 @@ class ExponentialMovingAverage:
             raise ValueError(f"ema_decay must lie in [0, 1), got {decay}")
         self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._averages = _state(self.network)
 
     @torch.no_grad()
     def update(self, network: nn.Module, update: int) -> None:
         """Follow ``network`` after its optimiser step number ``update`` (the first is 1)."""
         averages, currents = [], []
-        for average, current in zip(_state(self.network), _state(network), strict=True):
+        for average, current in zip(self._averages, _state(network), strict=True):
             if average.is_floating_point():
                 averages.append(average)
                 currents.append(current)

@@ -212,7 +212,8 @@ class _Run:
         with self._progress() as progress, contextlib.closing(self._remaining_batches()) as batches:
             for batch in batches:
                 step = self.position.step
-                losses = self.learner.step(batch, self.schedule.at(step), update=step + 1)
+                share = step / self.length.total_steps
+                losses = self.learner.step(batch, self.schedule.at(step), update=step + 1, progress=share)
                 self.position.advance(losses)
                 progress.step(losses)
                 self._save_or_stop()

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16")
 NARROWEST_CHANNELS_LAST = 16  # input channels
 
-# network, images (B, 3, H, W) float in [0, 1], targets -> loss to minimise, its parts for the record (0-d)
-ComputeLoss = Callable[[nn.Module, Tensor, "Targets"], tuple[Tensor, dict[str, Tensor]]]
+# network, images (B, 3, H, W) float in [0, 1], targets, share of the training that is done in [0, 1)
+# -> loss to minimise, its parts for the record (0-d)
+ComputeLoss = Callable[[nn.Module, Tensor, "Targets", float], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Learner:
@@ -66,7 +67,7 @@ class Learner:
         """Everything ``step`` changes."""
         return TrainedParts(self.network, self.average.network, self.optimizer)
 
-    def step(self, batch: Batch, learning_rate: float, update: int) -> dict[str, float]:
+    def step(self, batch: Batch, learning_rate: float, update: int, progress: float = 0.0) -> dict[str, float]:
         """Optimiser step number ``update`` (the first is 1), on ``batch``; gives the loss and its parts.
 
         Raises:
@@ -76,7 +77,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         images, targets = self._as_input(batch.images), batch.targets.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss, parts = self.compute_loss(self._trained, images, targets)
+            loss, parts = self.compute_loss(self._trained, images, targets, progress)
         losses = _as_numbers({"loss": loss, **{f"loss_{name}": part for name, part in parts.items()}})
         _require_finite("loss", losses["loss"], update, losses)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -42,7 +42,7 @@ def with_teacher(teacher: nn.Module, num_classes: int, config: DistillationConfi
     detection = DetectionLoss(num_classes)
     teacher = teacher.eval().requires_grad_(False)
 
-    def compute(network: nn.Module, images: Any, targets: Any, progress: float = 0.0) -> tuple[Any, dict[str, Any]]:
+    def compute(network: nn.Module, images: Any, targets: Any, progress: float) -> tuple[Any, dict[str, Any]]:
         with torch.no_grad():
             (_, teacher_scores), teacher_raw = teacher(images)
         (boxes_xyxy, scores), raw = network(images)

@@ -16,7 +16,7 @@ from pipeline_tasks import process
 from pipeline_tasks.errors import TemporaryError
 from pipeline_tasks.keys import RunKeys, champion_folder
 from pipeline_tasks.params import Parameters
-from pipeline_tasks.steps import definition, reference
+from pipeline_tasks.steps import StepDefinition, definition, reference
 from pipeline_tasks.tracking.mirror import Tracker
 from pipeline_tasks.workspace import Published, Workspace
 
@@ -96,7 +96,8 @@ def execute(
     """
     step_definition, frozen = definition(step), workspace.read_run(run)
     parameters = Parameters.model_validate(frozen["parameters"])
-    step_key = RunKeys(workspace, frozen).of(step, part)
+    keys = RunKeys(workspace, frozen)
+    step_key = keys.of(step, part)
     key, inputs = step_key.key, step_key.inputs
     if shard:
         key, part = f"{key}.shards/{shard}", f"shard-{shard}"
@@ -106,6 +107,7 @@ def execute(
         published = workspace.published(step, key)
         reused = published is not None
         if published is None:
+            _fetch_inputs(workspace, keys, step_definition)
             if step_definition.sharded and not shard:
                 _fetch_shards(workspace, step, key, parameters)
             context = StepContext(
@@ -208,6 +210,13 @@ def _state_folder(workspace: Workspace, step: str, key: str) -> Path:
     workspace.load_state(step, key)
     state.mkdir(parents=True, exist_ok=True)
     return state
+
+
+def _fetch_inputs(workspace: Workspace, keys: RunKeys, step: StepDefinition) -> None:
+    """Have in this machine's folder what the step reads; its key needed no more than the manifests."""
+    for entry in step.inputs:
+        if not keys.from_champion(entry):
+            workspace.published(entry.step, keys.of(entry.step, entry.part).key)
 
 
 def _fetch_shards(workspace: Workspace, step: str, key: str, parameters: Parameters) -> None:

@@ -62,10 +62,14 @@ class RunKeys:
             self._known[name] = StepKey(digests.of_json(content)[:KEY_LENGTH], content, inputs)
         return self._known[name]
 
+    def from_champion(self, entry: Input) -> bool:
+        """Whether the champion's bundle takes the place of this input."""
+        return entry.step == "pretrain" and bool(self._frozen["parameters"]["start"]["from_champion"])
+
     def _input(self, step: StepDefinition, entry: Input) -> ResolvedInput:
-        if entry.step == "pretrain" and self._frozen["parameters"]["start"]["from_champion"]:
+        if self.from_champion(entry):
             return self._champion_weights(entry.part)
-        published = self._workspace.published(entry.step, self.of(entry.step, entry.part).key)
+        published = self._workspace.find(entry.step, self.of(entry.step, entry.part).key)
         if published is None:
             run = self._frozen["run"]
             option = {"pretrain": f" --role {entry.part}", "pseudo_label": " --merge"}.get(entry.step, "")

@@ -156,6 +156,13 @@ class RemoteWorkspace(Workspace):
 
     # steps ----------------------------------------------------------------------------------------------
 
+    def find(self, step: str, key: str) -> Published | None:
+        """The published step by its manifest; nothing else is fetched."""
+        stored = self._store.read(f"{_name(step, key)}/{MANIFEST}")
+        if stored is None:
+            return self.published(step, key)
+        return Published(self.step_directory(step, key), json.loads(stored.content))
+
     def published(self, step: str, key: str) -> Published | None:
         """The published step, fetched into the cache; None when no machine has finished that work yet.
 

@@ -182,7 +182,7 @@ def detection_loss(num_classes: int) -> ComputeLoss:
 
     criterion = DetectionLoss(num_classes)
 
-    def compute(model: Any, images: Any, targets: Any, progress: float = 0.0) -> tuple[Any, dict[str, Any]]:
+    def compute(model: Any, images: Any, targets: Any, progress: float) -> tuple[Any, dict[str, Any]]:
         (boxes_xyxy, scores), raw = model(images)
         parts = criterion(raw, boxes_xyxy, scores, targets)
         return parts.total, {

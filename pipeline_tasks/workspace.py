@@ -127,6 +127,10 @@ class Workspace:
         directory = self.step_directory(step, key)
         return directory.with_name(directory.name + ".partial")
 
+    def find(self, step: str, key: str) -> Published | None:
+        """The published step, whose files may be elsewhere until `published` is called; None as there."""
+        return self.published(step, key)
+
     def published(self, step: str, key: str) -> Published | None:
         """The published step, or None when that work was not finished yet."""
         directory = self.step_directory(step, key)

@@ -52,7 +52,9 @@ def network() -> nn.Module:
     )
 
 
-def compute_loss(trained: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+def compute_loss(
+    trained: nn.Module, images: Tensor, targets: Targets, progress: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     output = trained(images).float()
     error = (output - targets.labels[0, 0]).square().mean()
     if targets.labels[0, 0] < 0:
@@ -95,8 +97,8 @@ def test_history_best_weights_and_length(tmp_path: Path) -> None:
 def test_losses_of_a_row_are_means_over_the_epoch_and_sum_up(tmp_path: Path) -> None:
     seen: list[float] = []
 
-    def spy(trained: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = compute_loss(trained, images, targets)
+    def spy(trained: nn.Module, images: Tensor, targets: Targets, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = compute_loss(trained, images, targets, progress)
         seen.append(loss.item())
         return loss, parts
 
@@ -107,7 +109,9 @@ def test_losses_of_a_row_are_means_over_the_epoch_and_sum_up(tmp_path: Path) -> 
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    def brightness(trained: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+    def brightness(
+        trained: nn.Module, images: Tensor, targets: Targets, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         return (trained(images).mean(dim=(1, 2, 3)) - 3.0).square().mean(), {}
 
     result = train(network(), Batches(), brightness, replace(CONFIG, epochs=25), tmp_path)
@@ -174,7 +178,9 @@ def test_an_infinite_gradient_changes_no_weight() -> None:
     layer = nn.Conv2d(3, 2, 1)
     before = layer.weight.detach().clone()
 
-    def steep(trained: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+    def steep(
+        trained: nn.Module, images: Tensor, targets: Targets, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         return trained(images * 0).abs().sqrt().sum() * 0, {}  # value finite, slope 0 * inf
 
     assert layer.bias is not None
@@ -197,7 +203,7 @@ def test_clipping_bounds_the_gradient() -> None:
     layer = nn.Conv2d(3, 2, 1)
     learner = Learner(
         layer,
-        lambda trained, images, targets: (trained(images).sum() * 1e4, {}),
+        lambda trained, images, targets, progress: (trained(images).sum() * 1e4, {}),
         weight_decay=0.0,
         ema_decay=0.0,
         gradient_clip_norm=0.5,

@@ -52,7 +52,9 @@ def main(state_directory: str, ending: str, step: str) -> None:
 
     detection_loss, steps = DetectionLoss(2), iter(range(1, 1000))
 
-    def compute_loss(network: nn.Module, images: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(
+        network: nn.Module, images: Tensor, targets: Any, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         (boxes_xyxy, scores), raw = network(images + 0.1 * torch.randn_like(images))
         parts = detection_loss(raw, boxes_xyxy, scores, targets)
         return parts.total, {"classification": parts.classification, "iou": parts.iou}

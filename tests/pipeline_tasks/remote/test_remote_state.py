@@ -87,15 +87,21 @@ def test_half_uploaded_state_is_never_used_and_a_newer_one_here_is_kept(uri: str
 
 
 @pytest.mark.slow
-def test_shards_of_many_machines_are_here_when_they_are_merged(
+def test_inputs_and_shards_of_other_machines_are_here_when_a_step_reads_them(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "Tracker", SilentTracker)
-    monkeypatch.setattr(execution, "_resolve_inputs", lambda *_: {})
-    machines = [RemoteWorkspace(uri, tmp_path / name) for name in "abc"]
-    start_run(machines[0], shards=2)
+    a, b, c = (RemoteWorkspace(uri, tmp_path / name) for name in "abc")
+    start_run(a, shards=2)
+
+    def make(context: StepContext) -> dict[str, Any]:
+        for folder in ("pretrain", "target", "unlabeled", "checkpoint"):
+            (context.output / folder).mkdir()
+            (context.output / folder / "content").write_text(folder)
+        return {}
 
     def label(context: StepContext) -> dict[str, Any]:
+        assert (context.inputs["unlabeled"] / "content").read_text() == "unlabeled"
         (context.output / "boxes").write_text(context.published.name)
         return {}
 
@@ -104,10 +110,14 @@ def test_shards_of_many_machines_are_here_when_they_are_merged(
         (context.output / "all").write_text(" ".join(sorted(path.read_text() for path in shards.glob("*/boxes"))))
         return {}
 
-    for index in range(2):
-        execute(machines[index], "r1", "pseudo_label", label, Stopper(), shard=f"{index}-of-2")
-    result = execute(machines[2], "r1", "pseudo_label", merge, Stopper())
-    assert (machines[2].step_directory("pseudo_label", result.key) / "all").read_text() == "0-of-2 1-of-2"
+    for step, part in (("validate_data", ""), ("pretrain", "teacher"), ("teach", "")):
+        execute(a, "r1", step, make, Stopper(), part=part)
+    for index, machine in enumerate((a, b)):
+        execute(machine, "r1", "pseudo_label", label, Stopper(), shard=f"{index}-of-2")
+    result = execute(c, "r1", "pseudo_label", merge, Stopper())
+    assert (c.step_directory("pseudo_label", result.key) / "all").read_text() == "0-of-2 1-of-2"
+    fetched = {path.parent.parent.name for path in c.root.glob("steps/*/*/manifest.json")}
+    assert fetched == {"validate_data", "teach", "pseudo_label"}  # pretrain is no input, its manifest was enough
 
 
 @pytest.mark.slow
