@@ -42,7 +42,7 @@ def load(path_or_uri: str | Path, runtime: Runtime = "openvino", workspace: str 
 def _fetch(uri: str, workspace: str | Path | None) -> Path:
     """Only a registry address needs the pipeline's packages."""
     from pipeline_tasks.tracking.registry import fetch_model
-    from pipeline_tasks.workspace import Workspace
+    from pipeline_tasks.workspace import open_workspace
 
-    folder = Path(workspace or os.environ.get("NASLINE_WORKSPACE", ".nasline"))
-    return fetch_model(Workspace(folder), uri) / "engine"
+    place = str(workspace or os.environ.get("NASLINE_WORKSPACE", ".nasline"))
+    return fetch_model(open_workspace(place), uri) / "engine"

@@ -20,8 +20,8 @@ Runs at `{CRON}` (UTC, `NASLINE_RETRAIN_CRON`) and whenever the asset `nasline_d
 The datasets are those of `params.yaml`.
 
 It starts from the champion's float weights, student and teacher, so there must be one: train with `train_yolo_nas`
-first. The DAG is paused when it is new. Unpausing it makes Airflow run the latest missed slot at once; with
-unchanged data that costs little, since finished steps are reused.
+first. The DAG is paused when it is new. Unpausing it makes Airflow run the latest missed slot at once. When neither data
+nor parameters differ from what the champion was made of, `start` is skipped, and `report` says so.
 """
 
 with DAG(
@@ -34,7 +34,7 @@ with DAG(
     params=trigger_form(without=("start.from_champion", "start.pretrain_dataset", "pretrain.")),
     **{**DAG_ARGUMENTS, "max_active_runs": 1},
 ):
-    start = start_task("--from-champion")
+    start = start_task("--from-champion", "--if-changed")
     validate_data = step_task("validate_data")
     teach = step_task("teach")
     pseudo_label = pseudo_label_group()

@@ -29,6 +29,9 @@ MLFLOW_PREFIX = "NASLINE_MLFLOW "
 REFERENCE_KEY = "reference"
 ACCELERATOR_POOL = "accelerator"
 
+LEASE_WAIT_SECONDS = 7 * 24 * 3600
+"""Two runs that need the same work: the second waits and then reuses it; retries would be burnt in minutes."""
+
 FAIL_AT_ONCE = {2: "wrong usage", 65: "bad data or parameters", 78: "wrong device or configuration"}
 RETRY = {69: "a service is away", 75: "stopped, or told to try again"}
 REJECTED = 99
@@ -123,8 +126,9 @@ class StepOperator(BaseOperator):
 
     def argv(self, context: Any) -> list[str]:
         """The command line of the step."""
-        workspace = Path(os.environ.get("NASLINE_WORKSPACE", ".nasline")).resolve()
-        where = ["--workspace", str(workspace), "--run", run_name(self.run)]
+        place = os.environ.get("NASLINE_WORKSPACE", ".nasline")
+        workspace = place if "://" in place else str(Path(place).resolve())
+        where = ["--workspace", workspace, "--run", run_name(self.run)]
         return [*step_command(os.environ), self.step, *where, *self.arguments]
 
     def _follow(self, child: ChildProcess, task_instance: TaskInstance) -> tuple[str, dict[str, Any]]:
@@ -181,7 +185,8 @@ def step_command(environment: Mapping[str, str]) -> list[str]:
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without Airflow's settings: a step needs neither its database nor its keys."""
-    return {name: value for name, value in environment.items() if not name.startswith(("AIRFLOW__", "_AIRFLOW"))}
+    kept = {name: value for name, value in environment.items() if not name.startswith(("AIRFLOW__", "_AIRFLOW"))}
+    return {"NASLINE_LEASE_WAIT_SECONDS": str(LEASE_WAIT_SECONDS), **kept}
 
 
 def run_name(run_id: str) -> str:

@@ -18,7 +18,7 @@ from pipeline_tasks.keys import RunKeys, champion_folder
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.steps import StepDefinition, definition, reference
 from pipeline_tasks.tracking.mirror import Tracker
-from pipeline_tasks.workspace import Published, Workspace
+from pipeline_tasks.workspace import Published, Workspace, lease_wait_seconds
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def execute(
         key, part = f"{key}.shards/{shard}", f"shard-{shard}"
     tracker = Tracker(workspace, run, reference(step, part))
     tracker.record.parameters = step_key.content["parameters"]
-    with workspace.lease(step, key):
+    with workspace.lease(step, key, lease_wait_seconds()):
         published = workspace.published(step, key)
         reused = published is not None
         if published is None:

@@ -46,7 +46,7 @@ def start(
     if path.exists() and not replace:
         return _continue_existing(workspace.read_run(run), frozen)
     workspace.write_run(run, frozen)
-    log.info("run %s started in workspace %s", run, workspace.root)
+    log.info("run %s started in workspace %s", run, workspace.place)
     return frozen
 
 

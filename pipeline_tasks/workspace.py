@@ -215,6 +215,11 @@ def put_in_place(folder: Path, target: Path, manifest: dict[str, Any]) -> None:
     _flush(target.parent)
 
 
+def lease_wait_seconds() -> float:
+    """NASLINE_LEASE_WAIT_SECONDS, or the default. The DAGs wait for hours: the work that is waited for is their own."""
+    return float(os.environ.get("NASLINE_LEASE_WAIT_SECONDS", LEASE_WAIT_SECONDS))
+
+
 @contextmanager
 def file_lock(path: Path, wait_seconds: float = 60.0, what: str = "") -> Iterator[None]:
     """Hold an exclusive OS lock on a file; the kernel releases it when the process dies."""

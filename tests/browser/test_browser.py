@@ -78,8 +78,9 @@ def test_the_run_turns_green(page: Page, stack: Stack, api: AirflowApi, screensh
     page.goto(run_page(stack, api))
     expect(page.get_by_text("Success").first).to_be_visible()
     page.get_by_role("button", name="Show Graph").first.click()
-    expect(page.get_by_text("register").first).to_be_visible()
+    expect(page.locator(".react-flow__node").filter(has_text="register").first).to_be_visible()
     page.screenshot(path=screenshots / "4-run.png")
+    page.get_by_role("button", name="Show Grid").first.click()
     page.goto(f"{run_page(stack, api)}/tasks/report")
     expect(page.get_by_text(f"Registered: {MODEL} v1").first).to_be_visible()
     page.screenshot(path=screenshots / "5-report.png")
@@ -103,8 +104,8 @@ def test_a_task_leads_to_its_mlflow_run(page: Page, stack: Stack, api: AirflowAp
 def test_mlflow_shows_the_pipeline_run_and_its_steps(page: Page, stack: Stack, screenshots: Path) -> None:
     page.goto(f"{stack.mlflow_url}/#/experiments/1/runs")
     expect(page.get_by_text(re.compile(r"^\d{8}-\d{6}-manual")).first).to_be_visible()
-    page.get_by_text("Expand rows").click()
-    expect(page.get_by_text("distill", exact=True).first).to_be_visible()
+    page.locator('[role=gridcell][col-id*="Run Name"] button').first.click()  # opens the list of its steps
+    expect(page.get_by_role("link", name="distill", exact=True)).to_be_visible()
     page.screenshot(path=screenshots / "8-mlflow-runs.png")
 
 

@@ -19,8 +19,8 @@ start: {student_variant: pico, teacher_variant: pico, image_size: 64, model_name
 pretrain: &short
   {epochs: 2, batch_size: 8, learning_rate: 0.004, warmup_steps: 5, ema_decay: 0.9, mosaic: 0.0, flip: 0.0,
   checkpoint_every_steps: 3}
-teach: *short
-pseudo_label: {shards: 2, threshold_offset: -0.9}
+teach: {<<: *short, epochs: 6}
+pseudo_label: {shards: 2, threshold_offset: -0.96}
 distill: {<<: *short, epochs: 3}
 quantize:
   calibration_images: 16

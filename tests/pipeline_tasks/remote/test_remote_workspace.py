@@ -133,18 +133,18 @@ def test_kill_while_uploading_publishes_nothing_and_the_next_attempt_goes_on(uri
 
 @pytest.mark.slow
 def test_lease_keeps_another_machine_out_for_as_long_as_it_is_renewed(uri: str, tmp_path: Path) -> None:
-    process = start_machine(HOLD, uri, tmp_path / "a", 1.5)
-    other = RemoteWorkspace(uri, tmp_path / "b", lease_seconds=1.5)
+    process = start_machine(HOLD, uri, tmp_path / "a", 3)
+    other = RemoteWorkspace(uri, tmp_path / "b", lease_seconds=3)
     try:
         refused = pytest.raises(TemporaryError, match=f"teach/k is being worked on by process {process.pid} on ")
-        with refused, other.lease("teach", "k", wait_seconds=4):
+        with refused, other.lease("teach", "k", wait_seconds=5):
             pass
     finally:
         process.kill()
         process.wait()
     begun = time.monotonic()
-    with other.lease("teach", "k", wait_seconds=10):
-        assert time.monotonic() - begun < 6  # 1.5 s, in the store's clock of full seconds, and a pause between looks
+    with other.lease("teach", "k", wait_seconds=20):
+        assert time.monotonic() - begun < 8  # 3 s, in the store's clock of full seconds, and a pause between looks
 
 
 @pytest.mark.slow
