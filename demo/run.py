@@ -163,11 +163,12 @@ def table(results: dict[str, dict[str, Any]], run: str, hidden_truth: Path | Non
     reused = [name for name, manifest in steps.items() if manifest["made_by_run"] != run]
     runtime = f"{timed['runtime']} {timed['runtime_version'].partition('-')[0]}, threads {timed['threads']}"
     where = f"{timed['device']['device']}, {runtime}, batch {timed['batch']}, {timed['input_size']} pixels"
+    faster = f"{gate['speedup']:.2f} times as fast"
     lines = [
         "",
         f"{'engine':8}{'mAP50-95':>10}{'latency p50':>14}   on the test split; {where}",
         f"{'float':8}{gate['float_map50_95']:10.4f}{gate['float_latency_p50_ms']:11.2f} ms",
-        f"{'INT8':8}{gate['int8_map50_95']:10.4f}{gate['int8_latency_p50_ms']:11.2f} ms   {gate['speedup']:.2f} x faster",
+        f"{'INT8':8}{gate['int8_map50_95']:10.4f}{gate['int8_latency_p50_ms']:11.2f} ms   {faster}",
         "",
         f"quantization  {_quantization(results['quantize']['summary'])}",
         f"pseudo-labels {_pseudo_labels(results['pseudo_label'], hidden_truth)}",

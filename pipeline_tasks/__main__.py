@@ -34,6 +34,7 @@ NOISY = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says what a retry could cure (see pipeline_tasks.errors)."""
     configure_logging()
+    process.share_cores_kindly()
     try:
         arguments = _parser().parse_args(argv)
         process.die_with_parent()

@@ -36,6 +36,14 @@ def die_with_parent() -> None:
         raise TemporaryError(f"the process {expected} that started this step is gone; the step stops before it began")
 
 
+def share_cores_kindly() -> None:
+    """Let idle threads of a parallel region sleep instead of spin; read by the OpenMP runtime when torch is loaded.
+
+    With another process on one of two cores, training ran at 10.9 instead of 2.8 images/s (docs/LOG.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 class Stopper:
     """Turns SIGTERM and SIGINT into an orderly end.
 
