@@ -30,9 +30,7 @@ class WarmupCosine:
         if self.total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
         if not 0 <= self.warmup_steps < self.total_steps:
-            raise ValueError(
-                f"warmup_steps must lie in [0, total_steps={self.total_steps}), got {self.warmup_steps}"
-            )
+            raise ValueError(f"warmup_steps must lie in [0, total_steps={self.total_steps}), got {self.warmup_steps}")
         if not 0 <= self.final_ratio <= 1:
             raise ValueError(f"final_ratio must lie in [0, 1], got {self.final_ratio}")
 

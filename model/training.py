@@ -351,9 +351,7 @@ class _Run:
             metrics = self.evaluate(self.learner.average.network)
         name = self.config.best_metric
         if name not in metrics:
-            raise ValueError(
-                f"best_metric {name!r} is not measured; choose one of {', '.join(sorted(metrics))}"
-            )
+            raise ValueError(f"best_metric {name!r} is not measured; choose one of {', '.join(sorted(metrics))}")
         value = float(metrics[name])
         if self.position.best is None or value > self.position.best.metric:
             self.position.best = self.state.save_best(self.learner.average.network, value, self.position)
@@ -361,9 +359,7 @@ class _Run:
 
     def _tell(self, row: dict[str, Any], images_per_second: float) -> None:
         values = " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-        logger.info(
-            "epoch %d/%d %s images/s %.1f", row["epoch"], self.length.epochs, values, images_per_second
-        )
+        logger.info("epoch %d/%d %s images/s %.1f", row["epoch"], self.length.epochs, values, images_per_second)
         self.on_epoch_end({**row, "images_per_second": images_per_second})
 
 

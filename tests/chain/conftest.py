@@ -2,6 +2,4 @@
 
 from __future__ import annotations
 
-
-
 from typed_chain import finished, small_digits  # noqa: F401
