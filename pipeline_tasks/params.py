@@ -77,6 +77,9 @@ class StartParameters(Section):
     device: str = parameter(
         "cpu", "Where networks are trained: cpu, cuda or cuda:N", in_key=False, pattern=r"^(cpu|cuda(:\d+)?)$"
     )
+    precision: Literal["float32", "bfloat16"] = parameter(
+        "float32", "Arithmetic of training; bfloat16 saves time on devices that have it (quantization stays float32)"
+    )
     threads: int = parameter(0, "CPU threads per process; 0 takes every core", in_key=False, ge=0, le=1024)
     loader_workers: int = parameter(0, "Processes that decode and augment images", in_key=False, ge=0, le=256)
     cache_megabytes: int = parameter(

@@ -179,6 +179,7 @@ def _train(
         compute_loss=with_teacher(copy.deepcopy(folded), len(metadata.class_names), config),
         parameters=given.training,
         preprocessing=metadata.preprocessing,
+        reduced_precision=False,
     )
     run_training(context, task)
     stage = Stage("qat", network, measure(network))

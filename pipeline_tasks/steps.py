@@ -72,7 +72,7 @@ STEPS: tuple[StepDefinition, ...] = (
         parts=("student", "teacher"),
         uses_accelerator=True,
         timeout_hours=24 * 21,
-        shared_parameters=("image_size", "seed"),
+        shared_parameters=("image_size", "seed", "precision"),
     ),
     StepDefinition(
         "teach",
@@ -81,7 +81,7 @@ STEPS: tuple[StepDefinition, ...] = (
         inputs=(TARGET, Input("weights", "pretrain", "teacher", "checkpoint")),
         uses_accelerator=True,
         timeout_hours=24 * 7,
-        shared_parameters=("image_size", "seed", "teacher_variant"),
+        shared_parameters=("image_size", "seed", "precision", "teacher_variant"),
     ),
     StepDefinition(
         "pseudo_label",
@@ -104,7 +104,7 @@ STEPS: tuple[StepDefinition, ...] = (
         ),
         uses_accelerator=True,
         timeout_hours=24 * 21,
-        shared_parameters=("image_size", "seed", "student_variant"),
+        shared_parameters=("image_size", "seed", "precision", "student_variant"),
     ),
     StepDefinition(
         "quantize",

@@ -40,6 +40,8 @@ class TrainingTask:
     compute_loss: ComputeLoss
     parameters: TrainingParameters
     preprocessing: Preprocessing
+    reduced_precision: bool = True
+    """Whether `start.precision` holds; rounding to INT8 needs exact scales and is always simulated in float32."""
 
 
 def prepare_torch(shared: StartParameters) -> torch.device:
@@ -84,7 +86,7 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
                 task.model,
                 loader,
                 task.compute_loss,
-                training_config(task.parameters, shared),
+                training_config(task, shared),
                 context.state,
                 evaluate=evaluate,
                 on_epoch_end=context.on_epoch_end,
@@ -109,10 +111,11 @@ def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
         writer.writerows(history)
 
 
-def training_config(parameters: TrainingParameters, shared: StartParameters) -> TrainingConfig:
+def training_config(task: TrainingTask, shared: StartParameters) -> TrainingConfig:
     """The model package's settings from a section of params.yaml."""
     from model.training import TrainingConfig
 
+    parameters = task.parameters
     return TrainingConfig(
         epochs=parameters.epochs,
         batch_size=parameters.batch_size,
@@ -127,6 +130,7 @@ def training_config(parameters: TrainingParameters, shared: StartParameters) -> 
         checkpoint_every_steps=parameters.checkpoint_every_steps,
         seed=shared.seed,
         device=shared.device,
+        precision=shared.precision if task.reduced_precision else "float32",
         budget_minutes=parameters.budget_minutes,
     )
 
