@@ -20,8 +20,8 @@ Runs at `{CRON}` (UTC, `NASLINE_RETRAIN_CRON`) and whenever the asset `nasline_d
 The datasets are those of `params.yaml`.
 
 It starts from the champion's float weights, student and teacher, so there must be one: train with `train_yolo_nas`
-first. The DAG is paused when it is new. Unpausing it makes Airflow run the latest missed slot at once. When neither data
-nor parameters differ from what the champion was made of, `start` is skipped, and `report` says so.
+first. The DAG is paused when it is new. Unpausing it makes Airflow run the latest missed slot at once. When neither
+data nor parameters differ from what the champion was made of, `start` is skipped, and `report` says so.
 """
 
 with DAG(

@@ -27,8 +27,9 @@ def decode_image(content: bytes, name: str) -> NDArray[np.uint8]:
     """The picture in these bytes as RGB uint8, (height, width, 3); greyscale is spread over three channels.
 
     It is turned upright where its EXIF data say so, as viewers and annotation tools show it; an annotation file that
-    records the size of the pixels as stored is noticed by the validation. OpenCV decodes from memory, because there it refuses truncated files, while from a file
-    it would fill up the rest with grey. Raises ``ValueError`` with ``name`` in it.
+    records the size of the pixels as stored is noticed by the validation. OpenCV decodes from memory, because there it
+    refuses truncated files, while from a file it would fill up the rest with grey. Raises ``ValueError`` with ``name``
+    in it.
     """
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None

@@ -15,7 +15,7 @@ os.environ.update(
     AIRFLOW__CORE__DAGS_FOLDER=str(REPOSITORY / "dags"),
     AIRFLOW__CORE__UNIT_TEST_MODE="False",
 )
-for folder in (REPOSITORY, REPOSITORY / "dags", REPOSITORY / "stack"):
+for folder in (REPOSITORY, REPOSITORY / "dags", REPOSITORY / "stack", REPOSITORY / "tests" / "dags"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -88,7 +88,7 @@ def write_manifest(workspace: Path, name: str, summary: dict[str, Any], made_by:
 
 
 def test_the_table_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
-    summaries = {
+    summaries: dict[str, dict[str, Any]] = {
         "validate_data": {},
         "pretrain/student": {},
         "pseudo_label/shard-0-of-2": {"boxes": 5},
