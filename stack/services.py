@@ -94,8 +94,10 @@ def up(stack: Stack) -> None:
     """Start what does not run yet and return when all of it is healthy.
 
     Raises:
-        SystemExit: a service did not become healthy; its log's last lines are printed and the rest is stopped.
+        SystemExit: the services run for another workspace; or one did not become healthy: its log's last lines
+            are printed and the rest is stopped.
     """
+    _refuse_another_workspace(stack)
     for folder in (stack.state, stack.airflow_home, stack.workspace):
         folder.mkdir(parents=True, exist_ok=True)
     stack.state.chmod(0o700)  # Airflow's keys and the password lie here
@@ -108,6 +110,15 @@ def up(stack: Stack) -> None:
         down(stack)
         raise
     print(summary(stack))
+
+
+def _refuse_another_workspace(stack: Stack) -> None:
+    """A service keeps the workspace it was started with; that must not go unnoticed."""
+    for name in ("airflow", "mlflow"):
+        if running_pid(stack, name) is not None:
+            workspace = json.loads(_pid_file(stack, name).read_text(encoding="utf-8")).get("workspace")
+            if workspace != str(stack.workspace):
+                raise SystemExit(f"{name} already runs for the workspace {workspace}; stop it with `make down` first")
 
 
 def down(stack: Stack) -> None:
@@ -169,7 +180,7 @@ def _launch(stack: Stack, name: str, command: list[str]) -> None:
             )  # fmt: skip
     finally:
         signal.signal(signal.SIGINT, before)
-    content = {"pid": process.pid, "started": start_time(process.pid)}
+    content = {"pid": process.pid, "started": start_time(process.pid), "workspace": str(stack.workspace)}
     _pid_file(stack, name).write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -287,11 +298,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Airflow and MLflow on this machine's loopback.")
     parser.add_argument("action", choices=["up", "down", "status"])
     parser.add_argument("--state", type=Path, default=REPOSITORY / ".stack")
-    parser.add_argument("--workspace", type=Path, default=Path(environment.get("NASLINE_WORKSPACE", ".nasline")))
+    parser.add_argument("--workspace", default=environment.get("NASLINE_WORKSPACE", ".nasline"))
     parser.add_argument("--airflow-port", type=int, default=int(environment.get("NASLINE_AIRFLOW_PORT", "8080")))
     parser.add_argument("--mlflow-port", type=int, default=int(environment.get("NASLINE_MLFLOW_PORT", "5000")))
     options = parser.parse_args()
-    stack = Stack(options.state.resolve(), options.workspace.resolve(), options.airflow_port, options.mlflow_port)
+    if "://" in options.workspace:
+        parser.error(f"the workspace {options.workspace} is not on this machine; give a folder")
+    stack = Stack(options.state.resolve(), Path(options.workspace).resolve(), options.airflow_port, options.mlflow_port)
     if options.action == "up":
         up(stack)
     elif options.action == "down":

@@ -189,9 +189,22 @@ def test_the_step_does_not_see_airflows_settings(fake_nasline: FakeNasline, monk
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://user:secret@db/airflow")
     run_operator(StepOperator(task_id="t", step="teach", run="r"))
     assert fake_nasline.calls()[0]["airflow_settings"] == []
-    assert child_environment({"AIRFLOW__A": "1", "AIRFLOW_HOME": "h", "MLFLOW_TRACKING_URI": "u"}) == {
-        "AIRFLOW_HOME": "h", "MLFLOW_TRACKING_URI": "u",
-    }  # fmt: skip
+    kept = child_environment({"AIRFLOW__A": "1", "_AIRFLOW_B": "2", "AIRFLOW_HOME": "h", "MLFLOW_TRACKING_URI": "u"})
+    assert {"AIRFLOW_HOME": "h", "MLFLOW_TRACKING_URI": "u"}.items() <= kept.items()
+    assert not {"AIRFLOW__A", "_AIRFLOW_B"} & set(kept)
+
+
+def test_a_step_waits_for_another_run_that_does_the_same_work() -> None:
+    assert float(child_environment({})["NASLINE_LEASE_WAIT_SECONDS"]) > 24 * 3600
+    assert child_environment({"NASLINE_LEASE_WAIT_SECONDS": "5"})["NASLINE_LEASE_WAIT_SECONDS"] == "5"
+
+
+def test_a_workspace_in_an_object_store_is_passed_on_as_it_is(
+    fake_nasline: FakeNasline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASLINE_WORKSPACE", "s3://bucket/nasline")
+    run_operator(StepOperator(task_id="t", step="teach", run="r"))
+    assert fake_nasline.calls()[0]["argv"][1:3] == ["--workspace", "s3://bucket/nasline"]
 
 
 def test_run_names_are_file_names_and_differ_when_ids_differ() -> None:

@@ -95,3 +95,18 @@ def test_a_foreign_server_on_the_port_is_left_alone(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(services, "_mlflow_healthy", lambda stack: True)
     with pytest.raises(SystemExit, match="another mlflow answers"):
         services.up(services.Stack(tmp_path / "s", tmp_path / "w"))
+
+
+def test_running_services_keep_their_workspace_and_say_so(tmp_path: Path) -> None:
+    record = {"pid": os.getpid(), "started": services.start_time(os.getpid()), "workspace": "/data/first"}
+    (tmp_path / "mlflow.pid").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="already runs for the workspace /data/first"):
+        services.up(services.Stack(tmp_path, tmp_path / "second"))
+    assert (tmp_path / "mlflow.pid").exists()  # and nothing was stopped
+
+
+def test_a_workspace_in_an_object_store_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, services.__file__, "status", "--state", str(tmp_path), "--workspace", "s3://bucket/x"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith("the workspace s3://bucket/x is not on this machine; give a folder")
