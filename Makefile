@@ -21,11 +21,19 @@ demo: install  ## Run the whole DAG: make demo [DATASET=dir [PRETRAIN=dir] [UNLA
 	@$(BIN)/python demo/run.py $(if $(DATASET),--dataset '$(DATASET)') $(if $(PRETRAIN),--pretrain '$(PRETRAIN)') \
 	  $(if $(UNLABELED),--unlabeled '$(UNLABELED)') $(if $(PARAMS),--params '$(PARAMS)') $(if $(GATE),--gate $(GATE))
 
+# One process per group: with Airflow, torch and OpenVINO in one interpreter, signals crashed it now and then.
+GROUPS_OF_TESTS := "tests/dags tests/stack tests/demo tests/browser" "tests/model" "tests/pipeline_tasks tests/chain" \
+  "tests/test_agreement.py tests/test_imports.py"
+
 test: install lint  ## Lint, types and the fast tests (offline)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not browser and not gpu'
+	@set -e; for group in $(GROUPS_OF_TESTS); do \
+	  OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not browser and not gpu' $$group; \
+	done
 
 test-all: test  ## Also real servers, the browser, the demo and a short run on real photographs
-	$(BIN)/pytest -m 'slow or browser'
+	@set -e; for group in tests/chain tests/pipeline_tasks tests/model "tests/dags tests/stack" tests/browser tests/demo; do \
+	  $(BIN)/pytest -m 'slow or browser' $$group; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

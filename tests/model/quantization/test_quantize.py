@@ -198,7 +198,7 @@ def test_the_ordinary_training_loop_trains_it(detector: ExportedDetector, quanti
     result = train(
         quantized,
         TwoBatches(detector.images),
-        lambda network, images, targets: (loss_of(network, images, targets), {}),
+        lambda network, images, targets, progress: (loss_of(network, images, targets), {}),
         config,
         tmp_path,
     )

@@ -83,7 +83,7 @@ def test_choice_without_budget_is_empty_and_reasons_are_given() -> None:
 
 
 def test_choice_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match="float_budget"):
+    with pytest.raises(ValueError, match="maximum_float_share"):
         choose_float_layers(SENSITIVITIES, SHARES, 1.5)
     with pytest.raises(ValueError, match="twin"):
         choose_float_layers(SENSITIVITIES, {"cheap": 0.1, "dear": 0.1, "harmless": 0.1}, 0.5)
