@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 # averaged network in eval mode -> metrics of the validation images, by name
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
+SHOWN_METRICS = ("step", "learning_rate", "map50_95", "map50")  # of an epoch's line; metrics.jsonl has all
 UNMEASURED_STEPS = 2  # the first steps allocate memory and choose kernels
 MEASURED_STEPS = 8
 
@@ -358,7 +359,8 @@ class _Run:
         return metrics
 
     def _tell(self, row: dict[str, Any], images_per_second: float) -> None:
-        values = " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+        shown = {name: value for name, value in row.items() if name in SHOWN_METRICS or name.startswith("loss")}
+        values = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         logger.info("epoch %d/%d %s images/s %.1f", row["epoch"], self.length.epochs, values, images_per_second)
         self.on_epoch_end({**row, "images_per_second": images_per_second})
 
