@@ -12,6 +12,8 @@ import pytest
 import yaml
 from typed_chain import REPOSITORY, SMALL, Terminal
 
+from pipeline_tasks.params import resolve
+
 pytestmark = pytest.mark.slow
 
 
@@ -34,7 +36,8 @@ def project(finished: Terminal, tmp_path_factory: pytest.TempPathFactory) -> tup
     parameters = yaml.safe_load(SMALL)
     sets = {"dataset": "target", "pretrain_dataset": "pretrain", "unlabeled_dataset": "unlabeled"}
     parameters["start"] |= {name: f"data/{role}" for name, role in sets.items()}
-    complete = {**{name: {} for name in ("validate_data", "export", "register")}, **parameters}
+    (folder / "given.yaml").write_text(yaml.safe_dump(parameters))
+    complete = resolve(folder / "given.yaml", {}).to_json()  # DVC follows only what the file names
     (folder / "params.yaml").write_text(yaml.safe_dump(complete))
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "config", "core.analytics", "false"]):
         run(command, folder, environment)

@@ -29,7 +29,7 @@ def prepared(finished: Terminal, folder: Path) -> tuple[Terminal, Path]:
 def wait_for_checkpoint(partial: Path, process: object) -> None:
     """Until a training step has been saved, which these settings do in the middle of an epoch."""
     deadline = time.monotonic() + 120
-    while not list((partial / "state").glob("checkpoint*")):
+    while not (partial / "state" / "state.json").exists():
         assert time.monotonic() < deadline, "no checkpoint was written"
         assert process.poll() is None, "training ended before it could be killed"  # type: ignore[attr-defined]
         time.sleep(0.02)
