@@ -31,6 +31,7 @@ def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def demo(checkout: Path, *options: str, code: int = 0) -> str:
     """Run the demo with an environment that holds next to nothing."""
+    (checkout / "home").mkdir(exist_ok=True)
     environment = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HOME": str(checkout / "home"),
