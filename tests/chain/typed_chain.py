@@ -20,7 +20,7 @@ pretrain: &short
   {epochs: 2, batch_size: 8, learning_rate: 0.004, warmup_steps: 5, ema_decay: 0.9, mosaic: 0.0, flip: 0.0,
   checkpoint_every_steps: 3}
 teach: {<<: *short, epochs: 6}
-pseudo_label: {shards: 2, threshold_offset: -0.96}
+pseudo_label: {shards: 2, threshold_offset: -0.992}
 distill: {<<: *short, epochs: 3}
 quantize:
   calibration_images: 16
