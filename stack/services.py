@@ -106,7 +106,7 @@ def up(stack: Stack) -> None:
         if running_pid(stack, "airflow") is None:
             initialise_airflow(stack)
         _ensure_running(stack, "airflow", [_program("airflow"), "standalone"], _airflow_healthy)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: half a stack must not stay behind
         down(stack)
         raise
     print(summary(stack))
