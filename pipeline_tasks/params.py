@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline_tasks.errors import DataError, ParameterError
 
-Variant = Literal["pico", "n", "s", "m", "l"]
+Variant = Literal["pico", "t", "n", "s", "m", "l"]
 
 
 def parameter(

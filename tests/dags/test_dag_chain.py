@@ -142,7 +142,7 @@ def test_the_form_is_the_parameter_schema(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert shown["distill.epochs"].value == 7
     assert shown["gate.maximum_latency_ms"].value == 12.5
     assert "[pixels]" in str(shown["start.image_size"].description)
-    assert shown["start.student_variant"].schema["enum"] == ["pico", "n", "s", "m", "l"]
+    assert shown["start.student_variant"].schema["enum"] == ["pico", "t", "n", "s", "m", "l"]
     with_section = [param.schema.get("section") is not None for param in shown.values()]
     assert with_section == sorted(with_section)  # the main ones come first
     assert 4 <= with_section.count(False) <= 16

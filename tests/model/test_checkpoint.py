@@ -119,7 +119,7 @@ def _edit(directory: Path, **changes) -> None:
     [
         ({"schema_version": 2}, "schema_version must be 1, got 2"),
         ({"schema_version": None}, "schema_version must be 1, got None"),
-        ({"variant": "xxl"}, "variant must be one of pico, n, s, m, l, got 'xxl'"),
+        ({"variant": "xxl"}, "variant must be one of pico, t, n, s, m, l, got 'xxl'"),
         ({"step": None}, "expected the fields"),
         ({"colour": "red"}, "expected the fields"),
         ({"fused": None}, "fused"),

@@ -248,7 +248,7 @@ def test_size_must_be_a_multiple_of_32():
 
 
 @pytest.mark.parametrize(
-    "variant, num_classes, message", [("x", 2, "choose one of pico, n"), ("pico", 0, "at least 1")]
+    "variant, num_classes, message", [("x", 2, "choose one of pico, t, n"), ("pico", 0, "at least 1")]
 )
 def test_build_refuses_what_does_not_exist(variant, num_classes, message):
     with pytest.raises(ValueError, match=message):
