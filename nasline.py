@@ -23,7 +23,7 @@ def load(path_or_uri: str | Path, runtime: Runtime = "openvino", workspace: str 
 
     Args:
         path_or_uri: An engine directory (with engine.json), or `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        runtime: `openvino` or `onnxruntime`.
+        runtime: `openvino`, `onnxruntime` or, on an NVIDIA GPU, `tensorrt`.
         workspace: Where a registered engine is kept once fetched, and whose local registry is asked when
             MLFLOW_TRACKING_URI is not set. Default: NASLINE_WORKSPACE, or `.nasline`.
 

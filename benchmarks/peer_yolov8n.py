@@ -42,7 +42,7 @@ def train(arguments: argparse.Namespace) -> tuple[Path, float]:
     from ultralytics import YOLO, settings
 
     torch.set_num_threads(1)
-    settings.update({"sync": False})
+    settings.update({"sync": False, "mlflow": False})
     description = convert(arguments.dataset, arguments.output / "data")
     began = time.process_time()
     model = YOLO("yolov8n.yaml")

@@ -195,7 +195,7 @@ def _pseudo_labels(manifest: dict[str, Any], hidden_truth: Path | None) -> str:
     sys.path.insert(0, str(REPOSITORY))
     from label_quality import label_quality
 
-    return label_quality(manifest["folder"] / "tables", hidden_truth).sentence()
+    return label_quality(manifest["folder"] / "tables", hidden_truth)
 
 
 def _registered(results: dict[str, dict[str, Any]]) -> str:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 
+BLOCK = 128
+"""Boxes that suppression judges at once: fewer mean more calls, more mean overlaps that are never asked for."""
+
 
 def xywh_to_xyxy(boxes_xywh: Float[FloatArray, "*shape 4"]) -> Float[FloatArray, "*shape 4"]:
     """Convert left, top, width, height to left, top, right, bottom."""
@@ -39,28 +42,18 @@ def box_area(boxes_xyxy: Float[FloatArray, "*shape 4"]) -> Float[FloatArray, " *
 
 def box_iou(first_xyxy: Float[FloatArray, "n 4"], second_xyxy: Float[FloatArray, "m 4"]) -> Float[FloatArray, "n m"]:
     """Intersection over union of every pair; 0 where both boxes are empty."""
-    left_top = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
-    right_bottom = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
-    sides = np.clip(right_bottom - left_top, 0, None)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = box_area(first_xyxy)[:, None] + box_area(second_xyxy)[None, :] - intersection
+    # side by side and in place: arrays (n, m) stay in the cache where (n, m, 2) would not
+    (left, top, right, bottom), other = first_xyxy.T[:, :, None], second_xyxy.T
+    intersection = np.minimum(right, other[2])
+    intersection -= np.maximum(left, other[0])
+    np.maximum(intersection, 0, out=intersection)
+    height = np.minimum(bottom, other[3])
+    height -= np.maximum(top, other[1])
+    intersection *= np.maximum(height, 0, out=height)
+    union = box_area(first_xyxy)[:, None] + box_area(second_xyxy)
+    union -= intersection
     overlap: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
     return overlap
-
-
-def _keep_best(boxes_xyxy: Float[FloatArray, "n 4"], iou_threshold: float) -> Bool[NDArray[np.bool_], " n"]:
-    """Greedy suppression of boxes that come in falling score order, without a loop over boxes.
-
-    A box is kept when no kept better box overlaps it.  Starting from "all kept" and applying that rule to all boxes at
-    once reaches the greedy result after as many rounds as the longest chain of suppressions, usually three or four.
-    """
-    suppresses = np.triu(box_iou(boxes_xyxy, boxes_xyxy) > iou_threshold, k=1).astype(np.float32)
-    kept = np.ones(len(boxes_xyxy), dtype=np.bool_)
-    while True:
-        updated = (kept.astype(np.float32) @ suppresses) == 0
-        if np.array_equal(updated, kept):
-            return kept
-        kept = updated
 
 
 def non_maximum_suppression(
@@ -68,30 +61,50 @@ def non_maximum_suppression(
     scores: Float[FloatArray, " n"],
     labels: Integer[NDArray[np.int64], " n"],
     iou_threshold: float,
+    most: int | None = None,
 ) -> Integer[NDArray[np.int64], " kept"]:
-    """Indices of the boxes to keep, best first; only boxes of the same label suppress each other.
+    """Indices of the boxes to keep, best first and no more than ``most``; only boxes of one label suppress each other.
 
-    A box falls when its IoU with a better kept box is above the threshold.  Equal scores keep their order.
+    A box falls when its IoU with a better kept box is above the threshold.  Equal scores keep their order.  Boxes are
+    judged block by block, so that what comes after the last one wanted costs nothing.
     """
     order = np.argsort(-scores, kind="stable")
-    kept = np.zeros(len(order), dtype=np.bool_)
-    sorted_labels = labels[order]
-    for label in np.unique(sorted_labels):
-        members = np.flatnonzero(sorted_labels == label)
-        kept[members] = _keep_best(boxes_xyxy[order[members]], iou_threshold)
-    return order[kept]
+    limit = len(order) if most is None else most
+    kept = np.empty(0, dtype=np.int64)
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        block = block[~_overlaps(boxes_xyxy, labels, kept, block, iou_threshold).any(axis=0)]
+        kept = np.concatenate([kept, block[_keep_best(_overlaps(boxes_xyxy, labels, block, block, iou_threshold))]])
+        if len(kept) >= limit:
+            break
+    return kept[:limit]
 
 
-def _candidates(
-    scores: Float[FloatArray, "A C"], score_threshold: float, multi_label: bool
-) -> tuple[Integer[NDArray[np.int64], " n"], Integer[NDArray[np.int64], " n"]]:
-    """Anchor and class indices that pass the threshold: every class of an anchor, or only its best one."""
-    if multi_label:
-        anchors, labels = np.nonzero(scores > score_threshold)
-        return anchors, labels
-    best = scores.argmax(axis=1)
-    anchors = np.flatnonzero(scores[np.arange(len(best)), best] >= score_threshold)
-    return anchors, best[anchors]
+def _overlaps(
+    boxes_xyxy: Float[FloatArray, "n 4"],
+    labels: Integer[NDArray[np.int64], " n"],
+    first: Integer[NDArray[np.int64], " a"],
+    second: Integer[NDArray[np.int64], " b"],
+    iou_threshold: float,
+) -> Bool[NDArray[np.bool_], "a b"]:
+    """Which of these boxes have one label and an IoU above the threshold."""
+    same_label: NDArray[np.bool_] = labels[first][:, None] == labels[second]
+    return same_label & (box_iou(boxes_xyxy[first], boxes_xyxy[second]) > iou_threshold)
+
+
+def _keep_best(overlaps: Bool[NDArray[np.bool_], "n n"]) -> Bool[NDArray[np.bool_], " n"]:
+    """Greedy suppression of boxes that come in falling score order, without a loop over boxes.
+
+    A box is kept when no kept better box overlaps it.  Starting from "all kept" and applying that rule to all boxes at
+    once reaches the greedy result after as many rounds as the longest chain of suppressions, usually three or four.
+    """
+    suppresses = np.triu(overlaps, k=1).astype(np.float32)
+    kept = np.ones(len(overlaps), dtype=np.bool_)
+    while True:
+        updated = (kept.astype(np.float32) @ suppresses) == 0
+        if np.array_equal(updated, kept):
+            return kept
+        kept = updated
 
 
 def postprocess(
@@ -111,12 +124,23 @@ def postprocess(
     from the threshold on.  The best ``pre_nms_top_k`` candidates enter suppression, the best ``max_detections`` leave.
     Coordinates stay in the frame of the input boxes.
     """
-    anchors, labels = _candidates(scores, score_threshold, multi_label)
-    candidate_scores = scores[anchors, labels]
-    if len(anchors) > pre_nms_top_k:
+    candidates = _candidates(scores, score_threshold, multi_label)
+    candidate_scores = scores.ravel()[candidates]
+    if len(candidates) > pre_nms_top_k:
         best = np.sort(np.argpartition(-candidate_scores, pre_nms_top_k - 1)[:pre_nms_top_k])
-        anchors, labels, candidate_scores = anchors[best], labels[best], candidate_scores[best]
+        candidates, candidate_scores = candidates[best], candidate_scores[best]
+    anchors, labels = np.divmod(candidates, max(1, scores.shape[1]))
     groups = np.zeros_like(labels) if class_agnostic else labels
-    kept = non_maximum_suppression(boxes_xyxy[anchors], candidate_scores, groups, iou_threshold)[:max_detections]
+    kept = non_maximum_suppression(boxes_xyxy[anchors], candidate_scores, groups, iou_threshold, max_detections)
     columns = [boxes_xyxy[anchors[kept]], candidate_scores[kept, None], labels[kept, None]]
     return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _candidates(
+    scores: Float[FloatArray, "A C"], score_threshold: float, multi_label: bool
+) -> Integer[NDArray[np.int64], " n"]:
+    """Places in the flattened scores that pass the threshold: every class of an anchor, or only its best one."""
+    if multi_label:
+        return np.flatnonzero(scores > score_threshold)
+    best: NDArray[np.int64] = np.arange(len(scores)) * scores.shape[1] + scores.argmax(axis=1)
+    return best[scores.ravel()[best] >= score_threshold]

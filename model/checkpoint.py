@@ -172,12 +172,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 class TransferReport(NamedTuple):
     """State-dict keys that were taken over or kept their fresh values, and the class names whose rows were taken over.
 
-    A class-prediction tensor counts as kept when at least one of its rows was.
+    A class-prediction tensor counts as kept when at least one of its rows was. ``unused`` are the keys of the source
+    that fitted nowhere.
     """
 
     kept: list[str]
     reinitialised: list[str]
     classes_kept: list[str]
+    unused: list[str]
 
 
 @torch.no_grad()
@@ -199,7 +201,7 @@ def transfer_weights(
     shared = [name for name in target_class_names if name in source_class_names]
     target_rows = torch.tensor([target_class_names.index(name) for name in shared], dtype=torch.int64)
     source_rows = torch.tensor([source_class_names.index(name) for name in shared], dtype=torch.int64)
-    report = TransferReport([], [], shared)
+    report = TransferReport([], [], shared, [])
     for key, value in model.state_dict().items():
         source = source_state.get(key)
         taken = False
@@ -209,6 +211,7 @@ def transfer_weights(
             value.copy_(source)
             taken = True
         (report.kept if taken else report.reinitialised).append(key)
+    report.unused.extend(sorted(source_state.keys() - set(report.kept)))
     return report
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 
 from model.boxes import clip_boxes, postprocess
-from model.data.image_set import as_rows
+from model.data.image_set import ImageSet, as_rows
 from model.preprocessing import Letterbox
 
 
@@ -29,6 +29,13 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def boxes_xywh(self) -> NDArray[np.float64]:
+        """(N, 4) left, top, width, height at the precision of COCO's arithmetic."""
+        boxes = self.boxes_xyxy.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
 
     def select(self, rows: ArrayLike) -> Detections:
         """The detections at these rows, given as a mask or as indices."""
@@ -50,6 +57,16 @@ class Detections:
             np.ascontiguousarray(table[:, :4]),
             np.ascontiguousarray(table[:, 4]),
             table[:, 5].astype(np.int64),
+        )
+
+
+def check_fits(detections: Detections, image_set: ImageSet) -> None:
+    """Raise ``ValueError`` for detections of an image or a class that the set does not have."""
+    if len(detections) and int(detections.image_index.max()) >= len(image_set):
+        raise ValueError(f"detections name image {detections.image_index.max()}, the set has {len(image_set)} images")
+    if len(detections) and int(detections.labels.max()) >= len(image_set.class_names):
+        raise ValueError(
+            f"detections name class {detections.labels.max()}, the set has only {len(image_set.class_names)} classes"
         )
 
 

@@ -2,23 +2,26 @@
 
 Teacher and student see the same images at the same size, so their anchors and classes correspond one to one.  An anchor
 is foreground where the teacher's best score reaches ``foreground_threshold``; that score is its weight in the output
-terms, and the sum of the weights their normaliser.  No gradient reaches the teacher.
+terms, and the sum of the weights their normaliser.  No gradient reaches the teacher.  What is compared in features
+stands in ``feature_distillation``, the teacher itself in ``teacher``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from model.feature_distillation import FeatureAdapters, FeatureKind, features_loss
 from model.head import NUM_BINS, RawOutput
 from model.loss import global_normalizer
+
+__all__ = ["DistillationConfig", "DistillationLoss", "FeatureAdapters"]
 
 ScheduleName = Literal["constant", "cosine"]
 
@@ -27,55 +30,63 @@ ScheduleName = Literal["constant", "cosine"]
 class DistillationConfig:
     """Weights (0 switches a term off), temperatures and schedule of the distillation terms.
 
-    ``schedule`` "cosine" lets all weights fall from their full value at the start of training to
-    ``final_weight_ratio`` of it at the end.
+    ``feature_weight`` is a factor on the published strength of ``feature_kind``.  ``schedule`` "cosine" lets all
+    weights fall from their full value at the start to ``final_weight_ratio`` of it when the share ``teacher_share`` of
+    the training is over; after that share the teacher is not asked any more.
     """
 
     class_logits_weight: float = 1.0
     box_distribution_weight: float = 0.5
-    features_weight: float = 0.0
+    feature_weight: float = 0.0
+    feature_kind: FeatureKind = "pkd"
     class_temperature: float = 1.0
     box_temperature: float = 10.0
+    feature_temperature: float = 1.0
     foreground_threshold: float = 0.1
     schedule: ScheduleName = "constant"
     final_weight_ratio: float = 0.1
+    teacher_share: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("class_logits_weight", "box_distribution_weight", "features_weight"):
+        for name in ("class_logits_weight", "box_distribution_weight", "feature_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"distill.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("class_temperature", "box_temperature"):
+        for name in ("class_temperature", "box_temperature", "feature_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"distill.{name} must be positive, got {getattr(self, name)}")
-        for name in ("foreground_threshold", "final_weight_ratio"):
+        for name in ("foreground_threshold", "final_weight_ratio", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"distill.{name} must be from 0 to 1, got {getattr(self, name)}")
-        if self.schedule not in get_args(ScheduleName):
-            raise ValueError(f"distill.schedule must be one of {get_args(ScheduleName)}, got {self.schedule!r}")
+        for name, choices in (("schedule", get_args(ScheduleName)), ("feature_kind", get_args(FeatureKind))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"distill.{name} must be one of {choices}, got {getattr(self, name)!r}")
 
     def weight_factor(self, progress: float) -> float:
-        """Factor on all weights at ``progress`` in [0, 1] of the training."""
+        """Factor on all weights at ``progress`` in [0, 1] of the training.
+
+        The cosine is DAMO-YOLO's and YOLOv6's; so is, in DAMO-YOLO, an end without a teacher (16 of 300 epochs).
+        """
+        progress = min(max(progress, 0.0), 1.0)
+        if progress >= self.teacher_share < 1:
+            return 0.0
         if self.schedule == "constant":
             return 1.0
-        decay = (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+        decay = (1 + math.cos(math.pi * progress / self.teacher_share)) / 2
         return self.final_weight_ratio + (1 - self.final_weight_ratio) * decay
 
+    @property
+    def terms(self) -> list[str]:
+        """Names of the terms that have a weight."""
+        weights = {
+            "class_logits": self.class_logits_weight,
+            "box_distribution": self.box_distribution_weight,
+            "features": self.feature_weight,
+        }
+        return [name for name, weight in weights.items() if weight]
 
-class FeatureAdapters(nn.Module):
-    """1x1 convolutions that bring the student's P3, P4 and P5 to the teacher's widths for the features term.
-
-    They must be trained with the student and are of no use afterwards.  Set them as an attribute of the student while
-    it learns (``student.feature_adapters = adapters``: optimiser, checkpoints and device then include them) and delete
-    the attribute at the end.
-    """
-
-    def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
-        super().__init__()
-        pairs = zip(student_channels, teacher_channels, strict=True)
-        self.levels = nn.ModuleList(nn.Conv2d(student, teacher, 1) for student, teacher in pairs)
-
-    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B _ _ _"]]:
-        return [level(feature) for level, feature in zip(self.levels, features, strict=True)]
+    def asks_teacher(self, progress: float) -> bool:
+        """Whether any term is left at ``progress``; where not, the teacher's forward pass can be spared."""
+        return bool(self.terms) and self.weight_factor(progress) > 0
 
 
 def binary_divergence(
@@ -107,21 +118,6 @@ def distribution_divergence(
     return divergence.mean(dim=-1) * temperature**2
 
 
-def correlation_loss(student: Float[Tensor, "B D H W"], teacher: Float[Tensor, "B D H W"]) -> Float[Tensor, ""]:
-    """Half the squared difference of feature maps whose channels are brought to mean 0 and deviation 1.
-
-    PKD, arXiv 2207.02039: it is 1 minus the Pearson correlation, averaged over channels, and so ignores
-    the maps' scale and offset, which differ between architectures.
-    """
-    return (_standardise(student) - _standardise(teacher.detach())).square().mean() / 2
-
-
-def _standardise(features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
-    centred = features - features.mean(dim=(0, 2, 3), keepdim=True)
-    variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
-    return centred / torch.sqrt(variance + 1e-6)
-
-
 @dataclass(frozen=True)
 class DistillationLoss:
     """The weighted distillation terms of a batch; ``adapters`` are needed for features of different widths."""
@@ -141,8 +137,9 @@ class DistillationLoss:
         ``class_logits``: binary KL summed over classes.  Foreground anchors weigh as much as the teacher is confident;
         any element weighs at least the difference of both probabilities, so that a student's false alarm counts where
         the teacher sees nothing (that weight is from arXiv 2308.14286; taking the larger one is ours).
-        ``box_distribution``: localization distillation on foreground anchors.  ``features``: PKD, mean of the levels.
-        ``progress`` in [0, 1] drives the schedule.  Raises ValueError when the outputs do not correspond.
+        ``box_distribution``: localization distillation on foreground anchors.  ``features``: see
+        ``feature_distillation.features_loss``.  ``progress`` in [0, 1] drives the schedule.  Raises ValueError when the
+        outputs do not correspond.
         """
         _check_correspondence(student_raw, teacher_raw)
         foreground = self._foreground_weights(teacher_scores)
@@ -153,8 +150,8 @@ class DistillationLoss:
             terms["class_logits"] = self._class_term(student_raw, teacher_raw, foreground) * (weight / normalizer)
         if weight := self.config.box_distribution_weight * factor:
             terms["box_distribution"] = self._box_term(student_raw, teacher_raw, foreground) * (weight / normalizer)
-        if weight := self.config.features_weight * factor:
-            terms["features"] = self._features_term(student_raw, teacher_raw) * weight
+        if weight := self.config.feature_weight * factor:
+            terms["features"] = self._features_term(student_raw, teacher_raw, teacher_scores) * weight
         return terms
 
     def _foreground_weights(self, teacher_scores: Float[Tensor, "B A C"]) -> Float[Tensor, "B A"]:
@@ -179,16 +176,14 @@ class DistillationLoss:
         )
         return (foreground[chosen] * divergence).sum()
 
-    def _features_term(self, student: RawOutput, teacher: RawOutput) -> Float[Tensor, ""]:
-        features = list(student.features) if self.adapters is None else self.adapters(student.features)
-        widths = [[level.shape[1] for level in levels] for levels in (features, teacher.features)]
-        if widths[0] != widths[1]:
-            raise ValueError(
-                f"distill.feature_weight needs feature maps of equal width, got student {widths[0]} and teacher "
-                f"{widths[1]}; give DistillationLoss a FeatureAdapters({widths[0]}, {widths[1]})"
-            )
-        pairs = zip(features, teacher.features, strict=True)
-        return torch.stack([correlation_loss(ours, theirs) for ours, theirs in pairs]).mean()
+    def _features_term(
+        self, student: RawOutput, teacher: RawOutput, teacher_scores: Float[Tensor, "B A C"]
+    ) -> Float[Tensor, ""]:
+        features = student.features if self.adapters is None else self.adapters(student.features)
+        config = self.config
+        return features_loss(
+            config.feature_kind, features, teacher.features, teacher_scores, config.feature_temperature
+        )
 
 
 def _check_correspondence(student: RawOutput, teacher: RawOutput) -> None:

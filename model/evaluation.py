@@ -14,11 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.data.image_set import ImageSet, OpenImage
+from model.average_precision import PrecisionRecall, mean_of_known, precision_recall, recall_at
+from model.data.image_set import BoxColumns, ImageSet, OpenImage
 from model.data.loader import evaluation_batches
-from model.detections import Detections, detections_in_original_pixels
-from model.matching import COCO_IOU_THRESHOLDS, RECALL_POINTS, Matches, match, precision_recall
+from model.detections import Detections, check_fits, detections_in_original_pixels
+from model.json_values import without_nan
+from model.matching import ALL_AREAS, Floats, match, match_by_area
 from model.preprocessing import Preprocessing
+from model.score_thresholds import (
+    IOU_HALF,
+    PseudoLabelQuality,
+    above_thresholds,
+    class_thresholds,
+    pseudo_label_quality,
+)
 
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Pictures uint8 (B, 3, S, S) to boxes_xyxy float32 (B, A, 4) in input pixels and scores float32 (B, A,
@@ -30,7 +39,12 @@ AREA_RANGES = {
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, 1e10),
 }  # square pixels
-IOU_HALF = np.array([0.5])
+FEW_DETECTIONS = (1, 10)
+SUMMARY = (
+    *("map50_95", "map50", "map75", "map_small", "map_medium", "map_large"),
+    *("recall50_95", "recall50_95_at_1", "recall50_95_at_10", "recall_small", "recall_medium", "recall_large"),
+)
+"""COCO's twelve numbers, as attributes of ``DetectionMetrics``."""
 
 
 def torch_predictor(model: torch.nn.Module, device: str | torch.device = "cpu") -> Predict:
@@ -101,12 +115,27 @@ class ConfusionMatrix:
 
 
 @dataclass(frozen=True)
+class ClassAccuracy:
+    """One class; fractions from 0 to 1, NaN where the set has no such boxes."""
+
+    boxes: int  # without crowd regions
+    ap50_95: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    recall50_95: float
+
+
+@dataclass(frozen=True)
 class DetectionMetrics:
     """Accuracy on one image set; fractions from 0 to 1, NaN where the set has no such boxes.
 
     ``map*`` are COCO's (arXiv:1405.0312): mean over classes with ground truth, 101 recall points, at most 100
-    detections of a class in an image, IoU 0.50:0.95 unless named.  Sizes: below 32^2, to 96^2, above, by the
-    annotated area.
+    detections of a class in an image, IoU 0.50:0.95 unless named; ``recall*`` are its AR, the mean of the largest
+    recalls.  Sizes: below 32^2, to 96^2, above, by the annotated area.  Equal to pycocotools to the last digit, on
+    condition that images and boxes come in the order of their ids: that order decides between equal scores.
     """
 
     map50_95: float
@@ -115,24 +144,37 @@ class DetectionMetrics:
     map_small: float
     map_medium: float
     map_large: float
-    recall50_95: float  # COCO's AR at 100 detections
-    per_class_ap: dict[str, float]  # IoU 0.50:0.95; only classes with ground truth
-    per_class_ap50: dict[str, float]
+    recall50_95: float  # at 100 detections of a class in an image
+    recall50_95_at_1: float
+    recall50_95_at_10: float
+    recall_small: float
+    recall_medium: float
+    recall_large: float
+    per_class: dict[str, ClassAccuracy]  # only classes with ground truth
     curves: dict[str, Curve]
     confusion: ConfusionMatrix
     image_count: int
     box_count: int  # without crowd regions
 
+    @property
+    def per_class_ap(self) -> dict[str, float]:
+        """AP at IoU 0.50:0.95 of each class with ground truth."""
+        return {name: accuracy.ap50_95 for name, accuracy in self.per_class.items()}
+
+    @property
+    def per_class_ap50(self) -> dict[str, float]:
+        """AP at IoU 0.50 of each class with ground truth."""
+        return {name: accuracy.ap50 for name, accuracy in self.per_class.items()}
+
     def scalars(self) -> dict[str, float]:
         """The numbers to log; those the set cannot show are left out."""
-        names = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "recall50_95")
-        values = {name: float(getattr(self, name)) for name in names}
+        values = {name: getattr(self, name) for name in SUMMARY}
         values |= {f"ap/{name}": value for name, value in self.per_class_ap.items()}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for ``json.dumps``; NaN becomes None."""
-        content: dict[str, Any] = _without_nan(asdict(self))
+        content: dict[str, Any] = without_nan(asdict(self))
         return content
 
 
@@ -140,34 +182,62 @@ def evaluate(detections: Detections, image_set: ImageSet, *, confusion_score: fl
     """Compare detections with the set's ground truth. ``confusion_score`` is the confusion matrix'
     threshold.
     """
-    _check(detections, image_set)
-    truth, class_count = image_set.all_boxes(), len(image_set.class_names)
-    matches = match(detections, truth)
-    curves = precision_recall(matches, class_count)
-    average = curves.average_precision()  # (T, C)
-    present = [(label, name) for label, name in enumerate(image_set.class_names) if not np.isnan(average[0, label])]
-    sizes = {
-        name: precision_recall(match(detections, truth, area_range=limits), class_count).average_precision()
-        for name, limits in AREA_RANGES.items()
-    }
+    check_fits(detections, image_set)
+    truth = image_set.all_boxes()
+    curves, few = _curves_by_area(detections, truth, len(image_set.class_names))
+    precision, recall = curves["all"].precision, curves["all"].recall  # (T, R, K), (T, K)
+    counts = np.bincount(truth.labels[~truth.is_crowd], minlength=len(image_set.class_names))
+    present = [(label, name) for label, name in enumerate(image_set.class_names) if counts[label]]
     return DetectionMetrics(
-        map50_95=_mean(average),
-        map50=_mean(average[0]),
-        map75=_mean(average[5]),
-        map_small=_mean(sizes["small"]),
-        map_medium=_mean(sizes["medium"]),
-        map_large=_mean(sizes["large"]),
-        recall50_95=_mean(curves.recall),
-        per_class_ap={name: float(average[:, label].mean()) for label, name in present},
-        per_class_ap50={name: float(average[0, label]) for label, name in present},
-        curves={
-            name: Curve(tuple(curves.precision[0, :, label].tolist()), tuple(curves.score[0, :, label].tolist()))
-            for label, name in present
-        },
+        map50_95=mean_of_known(precision),
+        map50=mean_of_known(precision[0]),
+        map75=mean_of_known(precision[5]),
+        map_small=mean_of_known(curves["small"].precision),
+        map_medium=mean_of_known(curves["medium"].precision),
+        map_large=mean_of_known(curves["large"].precision),
+        recall50_95=mean_of_known(recall),
+        recall50_95_at_1=mean_of_known(few[1]),
+        recall50_95_at_10=mean_of_known(few[10]),
+        recall_small=mean_of_known(curves["small"].recall),
+        recall_medium=mean_of_known(curves["medium"].recall),
+        recall_large=mean_of_known(curves["large"].recall),
+        per_class={name: _class_accuracy(curves, label, int(counts[label])) for label, name in present},
+        curves={name: _curve(curves["all"], label) for label, name in present},
         confusion=confusion_matrix(detections, image_set, confusion_score),
         image_count=len(image_set),
-        box_count=int((~truth.is_crowd).sum()),
+        box_count=int(counts.sum()),
     )
+
+
+def _curves_by_area(
+    detections: Detections, truth: BoxColumns, class_count: int
+) -> tuple[dict[str, PrecisionRecall], dict[int, Floats]]:
+    """Curves of "all" and each size, and the recalls (T, K) of few detections of a class in an image."""
+    areas = {"all": ALL_AREAS, **AREA_RANGES}
+    curves, few = dict[str, PrecisionRecall](), dict[int, Floats]()
+    for area, matches in zip(areas, match_by_area(detections, truth, list(areas.values())), strict=True):
+        curves[area] = precision_recall(matches, class_count)
+        if area == "all":
+            few = {most: recall_at(matches, class_count, most) for most in FEW_DETECTIONS}
+    return curves, few
+
+
+def _class_accuracy(curves: dict[str, PrecisionRecall], label: int, boxes: int) -> ClassAccuracy:
+    precision = {area: curve.precision[:, :, label] for area, curve in curves.items()}  # (T, R)
+    return ClassAccuracy(
+        boxes=boxes,
+        ap50_95=mean_of_known(precision["all"]),
+        ap50=mean_of_known(precision["all"][0]),
+        ap75=mean_of_known(precision["all"][5]),
+        ap_small=mean_of_known(precision["small"]),
+        ap_medium=mean_of_known(precision["medium"]),
+        ap_large=mean_of_known(precision["large"]),
+        recall50_95=mean_of_known(curves["all"].recall[:, label]),
+    )
+
+
+def _curve(curves: PrecisionRecall, label: int) -> Curve:
+    return Curve(tuple(curves.precision[0, :, label].tolist()), tuple(curves.score[0, :, label].tolist()))
 
 
 def confusion_matrix(detections: Detections, image_set: ImageSet, score_threshold: float) -> ConfusionMatrix:
@@ -200,144 +270,10 @@ def confusion_matrix(detections: Detections, image_set: ImageSet, score_threshol
     return ConfusionMatrix(image_set.class_names, tuple(map(tuple, counts.tolist())), score_threshold)
 
 
-def class_thresholds(
-    detections: Detections,
-    image_set: ImageSet,
-    minimum_precision: float = 0.0,
-    *,
-    iou_threshold: float = 0.5,
-    lowest: float = 0.05,
-    without_truth: float = 1.0,
-) -> dict[str, float]:
-    """For each class the score from which on detections have the best F1 with at least ``minimum_precision``.
-
-    Precision counts detections that match a box with ``iou_threshold``. No threshold is below ``lowest``. A
-    class that never reaches the precision gets 1.0, which lets nothing through; one without boxes in this set
-    gets ``without_truth``. Choose them on a validation split: on training images the detector is too sure.
-    """
-    for name, value in (("minimum_precision", minimum_precision), ("lowest", lowest)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}")
-    _check(detections, image_set)
-    confident = detections.select(detections.scores >= lowest)
-    matches = match(confident, image_set.all_boxes(), iou_thresholds=np.array([iou_threshold]))
-    totals = np.bincount(matches.truth_labels[~matches.truth_ignored], minlength=len(image_set.class_names))
-    return {
-        name: _best_threshold(matches, label, int(totals[label]), minimum_precision, lowest)
-        if totals[label]
-        else without_truth
-        for label, name in enumerate(image_set.class_names)
-    }
-
-
-def _best_threshold(matches: Matches, label: int, total: int, minimum_precision: float, lowest: float) -> float:
-    """Between the last score that is worth keeping and the next lower one."""
-    rows = np.flatnonzero((matches.labels == label) & ~matches.ignored[0])
-    rows = rows[np.argsort(-matches.scores[rows], kind="stable")]
-    scores = matches.scores[rows].astype(np.float64)
-    correct = np.cumsum(matches.correct[0, rows])
-    precision = correct / np.arange(1, len(rows) + 1)
-    f1 = 2 * correct / (np.arange(1, len(rows) + 1) + total)
-    last_of_score = np.append(scores[1:] < scores[:-1], True)[: len(rows)]
-    allowed = last_of_score & (precision >= minimum_precision) & (correct > 0)
-    if not allowed.any():
-        return 1.0
-    best = int(np.argmax(np.where(allowed, f1, -1.0)))
-    below = scores[best + 1] if best + 1 < len(scores) else lowest
-    return float((scores[best] + below) / 2)
-
-
-@dataclass(frozen=True)
-class PseudoLabelQuality:
-    """Boxes above the thresholds compared with true boxes at IoU 0.5; NaN where nothing was kept or is
-    there.
-    """
-
-    precision: float
-    recall: float
-    kept: int
-    correct: int
-    truth: int
-    per_class: dict[str, dict[str, float]]  # class -> precision, recall, kept, truth
-
-    def to_json(self) -> dict[str, Any]:
-        content: dict[str, Any] = _without_nan(asdict(self))
-        return content
-
-
-def pseudo_label_quality(
-    detections: Detections, image_set: ImageSet, thresholds: dict[str, float]
-) -> PseudoLabelQuality:
-    """What the detections above ``thresholds`` (one per class) are worth as labels of this set."""
-    _check(detections, image_set)
-    kept = detections.select(above_thresholds(detections, image_set.class_names, thresholds))
-    matches = match(kept, image_set.all_boxes(), iou_thresholds=IOU_HALF, max_detections=len(kept) + 1)
-    class_count = len(image_set.class_names)
-    counted = np.bincount(matches.labels[~matches.ignored[0]], minlength=class_count)
-    correct = np.bincount(matches.labels[matches.correct[0]], minlength=class_count)
-    truth = np.bincount(matches.truth_labels[~matches.truth_ignored], minlength=class_count)
-    per_class = {
-        name: {
-            "precision": _ratio(correct[label], counted[label]),
-            "recall": _ratio(correct[label], truth[label]),
-            "kept": float(counted[label]),
-            "truth": float(truth[label]),
-        }
-        for label, name in enumerate(image_set.class_names)
-    }
-    return PseudoLabelQuality(
-        precision=_ratio(correct.sum(), counted.sum()),
-        recall=_ratio(correct.sum(), truth.sum()),
-        kept=int(counted.sum()),
-        correct=int(correct.sum()),
-        truth=int(truth.sum()),
-        per_class=per_class,
-    )
-
-
-def above_thresholds(
-    detections: Detections, class_names: tuple[str, ...], thresholds: dict[str, float]
-) -> NDArray[np.bool_]:
-    """(N,) detections whose score is at least their class's threshold; ``ValueError`` for a class without
-    one.
-    """
-    if missing := [name for name in class_names if name not in thresholds]:
-        raise ValueError(f"no score threshold for the classes {missing}; thresholds exist for {sorted(thresholds)}")
-    limits = np.array([thresholds[name] for name in class_names])
-    above: NDArray[np.bool_] = detections.scores >= limits[detections.labels]
-    return above
-
-
-def _check(detections: Detections, image_set: ImageSet) -> None:
-    if len(detections) and int(detections.image_index.max()) >= len(image_set):
-        raise ValueError(f"detections name image {detections.image_index.max()}, the set has {len(image_set)} images")
-    if len(detections) and int(detections.labels.max()) >= len(image_set.class_names):
-        raise ValueError(
-            f"detections name class {detections.labels.max()}, the set has only {len(image_set.class_names)} classes"
-        )
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _ratio(part: Any, whole: Any) -> float:
-    return float(part / whole) if whole else math.nan
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 __all__ = [
     "AREA_RANGES",
-    "COCO_IOU_THRESHOLDS",
-    "RECALL_POINTS",
+    "SUMMARY",
+    "ClassAccuracy",
     "ConfusionMatrix",
     "Curve",
     "DetectionMetrics",

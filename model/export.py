@@ -1,11 +1,12 @@
 """Export of a folded network, float or quantized, to one ONNX file that every runtime reads.
 
-The file: opset 20; input ``images`` uint8 (N, 3, S, S) RGB with a free batch size, divided by 255 inside; outputs
+The file: opset 20; input ``images`` uint8 (N, 3, S, S) RGB, N free unless it is fixed, divided by 255 inside; outputs
 ``boxes_xyxy`` float32 (N, A, 4) in input pixels and ``scores`` float32 (N, A, C). Non-maximum suppression stays
 outside, so that all runtimes share one. A quantized layer is written as QuantizeLinear/DequantizeLinear pairs on its
 input and its weight; what has no pair runs in float. Box decoding is float32 always.
 
-A JSON object in the file's metadata (key ``nasline``) says what the file needs to be used alone.
+A JSON object in the file's metadata (key ``nasline``) says what the file needs to be used alone. ``model.onnx_half``
+and ``model.onnx_suppression`` make further forms of the file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from model.onnx_file import METADATA_KEY, METADATA_SCHEMA_VERSION, fix_batch, write_onnx
 from model.onnx_structure import convolutions
 from model.preprocessing import Preprocessing
 from model.quantization.quantize import freeze, precision_per_layer
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20  # the first with everything a later conversion to FP16 scales needs (19) that every runtime here reads
-METADATA_KEY = "nasline"
-METADATA_SCHEMA_VERSION = 1
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("boxes_xyxy", "scores")
 TRACING_BATCH = 2  # a traced batch of one would be taken for a constant
@@ -63,10 +63,12 @@ def export_onnx(
     preprocessing: Preprocessing,
     class_names: Sequence[str],
     extra_metadata: Mapping[str, Any] | None = None,
+    batch: int | None = None,
 ) -> None:
     """Write a folded network, float or quantized, as ONNX; the given model is left as it is.
 
-    extra_metadata: JSON values added to the metadata; they may not replace its own keys.
+    extra_metadata: JSON values added to the metadata; they may not replace its own keys. batch: the only batch size the
+    file shall take; None leaves it free.
     Raises ValueError for a network that is not folded or whose class count differs from ``class_names``.
     """
     if not model.fused:
@@ -78,25 +80,12 @@ def export_onnx(
     proto = _trace(detector, preprocessing.input_size)
     _clean(proto)
     metadata = _metadata(model, preprocessing, class_names, extra_metadata or {})
-    _finish(proto, metadata, path)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The JSON object inside an exported file; ValueError when the file was not exported by this product."""
-    import onnx
-
-    proto = onnx.load(path, load_external_data=False)
-    for entry in proto.metadata_props:
-        if entry.key == METADATA_KEY:
-            metadata = json.loads(entry.value)
-            assert isinstance(metadata, dict)
-            return metadata
-    raise ValueError(f"{path} holds no {METADATA_KEY!r} metadata: it was not written by `nasline export`")
+    _finish(proto if batch is None else fix_batch(proto, batch), metadata, path)
 
 
 def _trace(detector: UInt8Detector, input_size: int) -> onnx.ModelProto:
     example = torch.zeros(TRACING_BATCH, 3, input_size, input_size, dtype=torch.uint8)
-    with _quiet_exporter(), _fake_quantize_shapes():
+    with quiet_exporter(), _fake_quantize_shapes():
         program = torch.onnx.export(
             detector,
             (example,),
@@ -142,15 +131,10 @@ def _metadata(
 
 
 def _finish(proto: onnx.ModelProto, metadata: Mapping[str, Any], path: Path) -> None:
-    """Check the graph and write it beside its place first, so that a broken file never stands there."""
-    import onnx
+    from onnx import helper
 
-    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    onnx.checker.check_model(proto, full_check=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(proto.SerializeToString(deterministic=True))
-    partial.replace(path)
+    helper.set_model_props(proto, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    write_onnx(proto, path)
 
 
 @contextlib.contextmanager
@@ -174,7 +158,7 @@ def _fake_quantize_shapes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence what the exporter says about optional packages and its own internals; errors still come through."""
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
@@ -183,6 +167,7 @@ def _quiet_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
             yield
     finally:
         exporter_log.setLevel(level)

@@ -8,6 +8,9 @@ half the confidence.  An object of weight 0 keeps its anchors from learning back
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
@@ -16,10 +19,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from model import processes
 from model.assigner import Assignment, Targets, assign_atss, assign_task_aligned
 from model.head import NUM_BINS, REG_MAX, RawOutput
 
-__all__ = ["DetectionLoss", "LossParts", "Targets", "global_normalizer"]
+__all__ = ["DetectionLoss", "LossParts", "Targets", "global_normalizer", "recorded_normalizers"]
 
 AssignerName = Literal["task_aligned", "atss"]
 ClassificationName = Literal["varifocal", "focal"]
@@ -27,6 +31,8 @@ ClassificationName = Literal["varifocal", "focal"]
 VARIFOCAL_ALPHA = 0.75  # weight of negatives, arXiv 2008.13367
 FOCAL_ALPHA = 0.25  # weight of positives; used with the static assigner only
 LARGEST_DISTANCE = REG_MAX - 0.01  # in strides; keeps the right neighbour bin in range
+
+_recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded normalizers", default=None)
 
 
 @dataclass
@@ -44,11 +50,27 @@ def global_normalizer(local_sum: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
     Averaging gradients over processes, as DDP does, then gives the gradient one process would have on the whole batch.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return local_sum.clamp(min=1.0)
     total = local_sum.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total.clamp(min=1.0) / torch.distributed.get_world_size()
+    if processes.count() > 1:
+        torch.distributed.all_reduce(total)
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded.append(total)
+    return total.clamp(min=1.0) / processes.count()
+
+
+@contextmanager
+def recorded_normalizers() -> Iterator[list[Float[Tensor, ""]]]:
+    """The sums over all processes that ``global_normalizer`` is asked for inside the block, in order of the calls.
+
+    Gradient accumulation needs them: a batch that is learned in parts divides by the sum over all parts.
+    """
+    sums: list[Tensor] = []
+    token = _recorded.set(sums)
+    try:
+        yield sums
+    finally:
+        _recorded.reset(token)
 
 
 def generalized_iou(

@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.average_precision import RECALL_POINTS
+from model.calibration import Calibration, Reliability
 from model.data.image_set import ImageSet, OpenImage
 from model.data.images import write_image
 from model.drawing import class_colour, draw_boxes
+from model.error_kinds import KINDS, MEANINGS, ErrorKinds
 from model.evaluation import DetectionMetrics, Detections
-from model.matching import RECALL_POINTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 10  # more classes than these: the extremes in colour, the others grey
 MOST_ROWS = 20  # of a confusion matrix; the classes with fewest confusions are summed up
+MOST_BARS = 15  # classes in a plot with a bar or a row for each
 MOST_LEGEND = 60  # classes
 MOST_TAGS = 8  # boxes in a picture that carry their class name; the legend serves crowded ones
 TILE_PIXELS = 260
@@ -142,6 +145,120 @@ def _most_confused(names: list[str], counts: NDArray[np.int64]) -> tuple[list[st
     groups = [[index] for index in chosen] + [others.tolist(), [len(classes)]]
     summed = np.array([[counts[np.ix_(row, column)].sum() for column in groups] for row in groups])
     return [*(names[index] for index in chosen), f"{len(others)} other classes", names[-1]], summed
+
+
+def calibration(result: Calibration, path: Path) -> None:
+    """Precision over score, how many detections lie behind each point, and each class's calibration error."""
+    figure = _figure(12, 6)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1))[0]
+    upper, lower = left.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    _draw_reliability(upper, result.overall, result.score_threshold)
+    edges = np.linspace(0, 1, len(result.overall.detections) + 1)
+    lower.bar(edges[:-1], result.overall.detections, np.diff(edges), align="edge", color="tab:blue", edgecolor="white")
+    lower.set(xlabel="score", ylabel="detections", xlim=(0, 1), ylim=(0.8, None))
+    lower.set_yscale("log")
+    lower.axvspan(0, result.score_threshold, color="grey", alpha=0.2)
+    _draw_class_errors(right.subplots(), result)
+    _save(figure, path)
+
+
+def _draw_reliability(axes: Axes, overall: Reliability, score_threshold: float) -> None:
+    """Bars of precision with their 95 % interval, beside the diagonal of a detector that is as sure as it is right."""
+    count, precision = np.array(overall.detections), np.array(overall.precision)
+    edges, there = np.linspace(0, 1, len(count) + 1), count > 0
+    centres = (edges[:-1] + edges[1:]) / 2
+    low, high = _wilson(precision[there], count[there])
+    axes.bar(centres[there], precision[there], 1 / len(count), color="tab:blue", edgecolor="white", label="precision")
+    axes.errorbar(
+        centres[there], precision[there], [precision[there] - low, high - precision[there]],
+        fmt="none", ecolor="black", elinewidth=0.8, capsize=2, label="95 % interval",
+    )  # fmt: skip
+    localized = np.array(overall.localized_precision)
+    axes.plot(centres[there], localized[there], "o", color="tab:orange", markersize=4, label="precision x IoU")
+    axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="score = precision")
+    axes.axvspan(0, score_threshold, color="grey", alpha=0.2, label="below the threshold")
+    axes.set(ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+    title = f"Scores from {score_threshold:g} on: D-ECE {_three(overall.d_ece)}; bars below the line: too sure"
+    axes.set_title(title, fontsize=11)
+    axes.legend(fontsize=8, loc="upper left")
+    axes.grid(alpha=0.3)
+
+
+def _wilson(share: NDArray[np.float64], count: NDArray[np.int64]) -> tuple[Any, Any]:
+    """Ends of the 95 % score interval of a binomial share (Wilson 1927)."""
+    z = 1.96
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return np.minimum(centre - half, share), np.maximum(centre + half, share)
+
+
+def _draw_class_errors(axes: Axes, result: Calibration) -> None:
+    """The classes that add most to the whole error; one with few detections adds little, however wrong they are."""
+    bins = len(result.overall.detections)
+    first = round(result.score_threshold * bins)
+    counts = {name: sum(entry.detections[first:]) for name, entry in result.per_class.items()}
+    known = {name: entry for name, entry in result.per_class.items() if counts[name]}
+    shown = sorted(known, key=lambda name: -known[name].d_ece * counts[name])[:MOST_BARS]
+    rows = np.arange(len(shown))
+    axes.barh(rows - 0.2, [known[name].d_ece for name in shown], 0.4, color="tab:blue", label="D-ECE (precision)")
+    axes.barh(
+        rows + 0.2, [known[name].la_ece for name in shown], 0.4, color="tab:orange", label="LaECE (precision x IoU)"
+    )
+    axes.set_yticks(rows, [f"{name} ({counts[name]})" for name in shown], fontsize=9)
+    axes.set(xlabel="calibration error", xlim=(0, None), ylim=(max(len(shown), 3) - 0.4, -1.4))
+    many = f"{len(shown)} of {len(known)} classes" if len(known) > len(shown) else "Classes"
+    axes.set_title(f"{many} (detections); mean LaECE {_three(result.la_ece)}", fontsize=11)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, loc="upper right", ncols=2)
+
+
+def _three(value: float) -> str:
+    return "not known" if math.isnan(value) else f"{value:.3f}"
+
+
+def error_kinds(result: ErrorKinds, path: Path) -> None:
+    """What each kind of error costs, how many there are, and which classes it costs most."""
+    figure = _figure(14, 5.5)
+    gains, counts, classes = figure.subplots(1, 3, width_ratios=(1, 0.7, 1.3))
+    labels = [f"{kind}\n{MEANINGS[kind]}" for kind in KINDS]
+    _draw_bars(gains, labels, [100 * result.gains[kind] for kind in KINDS], "{:.1f}", "tab:blue")
+    gains.set_xlabel("mAP50 points gained if these were right")
+    gains.set_title(f"Cost: mAP50 is {100 * result.map50:.1f}" if not math.isnan(result.map50) else "Cost", fontsize=11)
+    _draw_bars(counts, [""] * len(KINDS), [result.counts[kind] for kind in KINDS], "{:d}", "tab:grey")
+    counts.set_xlabel("number of errors")
+    counts.set_title(f"Score at least {result.score_threshold:g}, {result.box_count} boxes", fontsize=11)
+    _draw_class_gains(classes, result)
+    _save(figure, path)
+
+
+def _draw_bars(axes: Axes, labels: list[str], values: Sequence[float], form: str, colour: str) -> None:
+    bars = axes.barh(range(len(values)), np.nan_to_num(values), color=colour)
+    axes.bar_label(
+        bars, [form.format(value) if math.isfinite(value) else "" for value in values], padding=3, fontsize=9
+    )
+    axes.set_yticks(range(len(values)), labels, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _draw_class_gains(axes: Axes, result: ErrorKinds) -> None:
+    """A row for each class, the costliest first."""
+    names = sorted(result.gains_per_class, key=lambda name: -sum(result.gains_per_class[name].values()))[:MOST_BARS]
+    values = 100 * np.array([[result.gains_per_class[name][kind] for kind in KINDS] for name in names])
+    many = (
+        f" ({len(names)} costliest of {len(result.gains_per_class)})" if len(result.gains_per_class) > MOST_BARS else ""
+    )
+    axes.set_title(f"AP50 points gained by class{many}", fontsize=11)
+    if not names:
+        axes.set_axis_off()
+        return
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=max(1.0, values.max()), aspect="auto")
+    for row, column in np.argwhere(np.abs(values) >= 0.05):
+        ink = "white" if values[row, column] > 0.55 * values.max() else "black"
+        axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set_xticks(range(len(KINDS)), KINDS, rotation=30, ha="right", fontsize=9)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
 
 
 def predictions_beside_ground_truth(

@@ -1,4 +1,7 @@
-"""What a training says while it runs: a bar on a terminal, a plain line every so often elsewhere."""
+"""What a training says while it runs: a bar on a terminal, elsewhere a plain line now and then in long epochs.
+
+The line that closes an epoch is the training loop's.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 20.0
+SECONDS_BETWEEN_LINES = 600.0
 
 
 class EpochProgress:
@@ -30,7 +33,7 @@ class EpochProgress:
     ) -> None:
         self.title, self.done, self.batches, self.batch_size = title, done, batches, batch_size
         self.steps_after, self.quiet = steps_after, quiet
-        self.steps = 0
+        self.steps, self.seconds = 0, 0.0
         self.started = self.last_line = time.monotonic()
         self._bar = _bar(title, done, batches) if not quiet and sys.stderr.isatty() else None
 
@@ -43,12 +46,18 @@ class EpochProgress:
 
     @property
     def images_per_second(self) -> float:
-        """Mean speed since the epoch began in this process."""
-        return self.steps * self.batch_size / max(time.monotonic() - self.started, 1e-9)
+        """Mean speed of the epoch's steps in this process."""
+        return self.steps * self.batch_size / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean time of the epoch's steps in this process, 0 before the first."""
+        return self.seconds / max(self.steps, 1)
 
     def step(self, losses: Mapping[str, float]) -> None:
         """Tell of one more optimiser step and its loss parts."""
         self.steps += 1
+        self.seconds = time.monotonic() - self.started
         if self._bar is not None:
             self._bar.set_postfix_str(self._text(losses), refresh=False)
             self._bar.update()
@@ -58,8 +67,7 @@ class EpochProgress:
             logger.info("%s batch %d/%d %s", self.title, batch, self.batches, self._text(losses))
 
     def _text(self, losses: Mapping[str, float]) -> str:
-        seconds = (time.monotonic() - self.started) / self.steps
-        left = (self.batches - self.done - self.steps + self.steps_after) * seconds
+        left = (self.batches - self.done - self.steps + self.steps_after) * self.seconds_per_step
         parts = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         return f"{parts} {self.images_per_second:.1f} images/s {duration(left)} left"
 

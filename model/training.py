@@ -11,25 +11,32 @@ import contextlib
 import copy
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils.deterministic
-from torch import Tensor, nn
+from torch import nn
 
 from model import processes
-from model.progress import EpochProgress
+from model.batch_source import BatchGroups, BatchSource
+from model.finiteness import NotFinite
+from model.freezing import frozen_layers
+from model.progress import EpochProgress, duration
 from model.schedule import WarmupCosine, fitting_warmup_steps
+from model.training_config import TrainingConfig, TrainingResult
 from model.training_length import Cost, Length, decide_length, record_length, recorded_length
 from model.training_state import Position, StateDirectory
 from model.training_step import ComputeLoss, Learner
 
 if TYPE_CHECKING:
     from model.data.loader import Batch
+
+__all__ = ["BatchSource", "Evaluate", "Stopped", "TrainingConfig", "TrainingResult", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,96 +52,6 @@ class Stopped(Exception):
     """Training was told to stop; its state is saved and the same call goes on from there."""
 
 
-class BatchSource(Protocol):
-    """What ``train`` asks of a loader: the same batches for the same epoch, from any batch on."""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in every epoch."""
-
-    def epoch(self, epoch: int, start_batch: int = 0, mosaic_enabled: bool = True) -> Iterator[Batch]:
-        """Batches ``start_batch``, ``start_batch + 1``, ... of ``epoch`` (both counted from 0)."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of one training.
-
-    Attributes:
-        epochs: passes over the training set; an upper bound where ``budget_minutes`` is set.
-        batch_size: images per optimiser step in one process.
-        learning_rate: peak rate of AdamW.
-        final_learning_rate_ratio: rate at the end, as a share of the peak.
-        weight_decay: decay of kernels (see ``optimizer.build_optimizer``).
-        warmup_steps: optimiser steps of linear warm-up; shortened for runs that are too short for it.
-        warmup_initial_learning_rate: rate of the very first step.
-        ema_decay: long-run decay of the averaged weights, in [0, 1); 0 evaluates the weights themselves.
-        gradient_clip_norm: largest gradient norm, 0 for no limit.
-        close_mosaic_epochs: last epochs, which are trained without mosaic.
-        evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
-        checkpoint_every_steps: steps between saves inside an epoch, 0 to save at the end of epochs only.
-        best_metric: name of the evaluated number, higher is better, by which the best weights are chosen.
-        seed: seed of torch's random generator.
-        device: "cpu", "cuda" or "cuda:<index>".
-        precision: "float32" or "bfloat16" (mixed); on a CPU with bfloat16 instructions the latter takes 10 to
-            45 % less time.
-        budget_minutes: time for steps and evaluations; turned into steps once, after a measurement.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    final_learning_rate_ratio: float = 0.1
-    weight_decay: float = 1e-5
-    warmup_steps: int = 1000
-    warmup_initial_learning_rate: float = 1e-6
-    ema_decay: float = 0.9997
-    gradient_clip_norm: float = 0.0
-    close_mosaic_epochs: int = 0
-    evaluate_every_epochs: int = 1
-    checkpoint_every_steps: int = 0
-    best_metric: str = "map50_95"
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "float32"
-    budget_minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_every_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "gradient_clip_norm", "close_mosaic_epochs", "checkpoint_every_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.budget_minutes is not None and self.budget_minutes <= 0:
-            raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
-
-    def settings(self) -> dict[str, object]:
-        """What a resumed run must agree with."""
-        free = ("checkpoint_every_steps", "device", "budget_minutes")
-        return {name: value for name, value in asdict(self).items() if name not in free}
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished training gives.
-
-    Attributes:
-        best_model_state: state dict of the averaged network at the best evaluation (without evaluation: at
-            the end), on CPU.
-        best_metric: value of that evaluation, None without evaluation.
-        best_epoch: epoch it closed, counted from 1.
-        history: one row per epoch, as in metrics.jsonl.
-        total_steps: optimiser steps done.
-    """
-
-    best_model_state: dict[str, Tensor]
-    best_metric: float | None
-    best_epoch: int
-    history: list[dict[str, Any]]
-    total_steps: int
-
-
 def train(
     model: nn.Module,
     loader: BatchSource,
@@ -145,11 +62,12 @@ def train(
     evaluate: Evaluate | None = None,
     on_epoch_end: Callable[[dict[str, Any]], None] = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_length: Callable[[Length], None] = lambda length: None,
 ) -> TrainingResult:
     """Train ``model`` in place, from the last saved step of ``state_directory`` or from the beginning.
 
-    Under torchrun every process calls this with its own share of the batches; the first one evaluates and
-    writes, and its random states are the ones saved.
+    Under torchrun every process calls this with its own share of each batch; the first one evaluates, reads and
+    writes, and the others touch no file.
 
     Args:
         model: network to train; its weights are the start of a new run.
@@ -160,16 +78,19 @@ def train(
         evaluate: metrics of the averaged network (eval mode), which choose the best weights.
         on_epoch_end: told of every finished epoch after it is saved: its row and ``images_per_second``.
         should_stop: asked after every optimiser step.
+        on_length: told the length before the first step that counts, in every process.
 
     Raises:
         Stopped: when ``should_stop`` said so, after saving.
         ValueError: for settings that cannot work, a damaged or foreign state directory, or a loss that is not
-            finite.
+            finite; the state before that step is saved then.
     """
-    run = _Run(model, loader, compute_loss, config, state_directory, evaluate, on_epoch_end, should_stop)
-    with _repeatable(run.device):
+    callbacks = (evaluate, on_epoch_end, should_stop)
+    with frozen_layers(model, config.freeze) as frozen, _repeatable(torch.device(config.device)):
+        run = _Run(model, loader, compute_loss, config, state_directory, frozen, *callbacks)
         run.begin()
-        while run.position.epoch < run.length.epochs:
+        on_length(run.length)
+        while not run.is_finished():
             run.train_epoch()
         return run.result()
 
@@ -184,16 +105,19 @@ class _Run:
         compute_loss: ComputeLoss,
         config: TrainingConfig,
         state_directory: Path,
+        frozen: tuple[str, ...],
         evaluate: Evaluate | None,
         on_epoch_end: Callable[[dict[str, Any]], None],
         should_stop: Callable[[], bool],
     ) -> None:
-        self.loader, self.compute_loss, self.config = loader, compute_loss, config
+        self.batches = BatchGroups(loader, config.accumulate_steps)
+        self.compute_loss, self.config = compute_loss, config
         self.evaluate, self.on_epoch_end, self.should_stop = evaluate, on_epoch_end, should_stop
         self.device = torch.device(config.device)
-        self.state = StateDirectory(state_directory)
+        self.state, self.frozen = StateDirectory(state_directory), frozen
         self.learner = self._learner(model)
         self.is_first = processes.rank() == 0
+        self.evaluation_seconds = 0.0  # of the last evaluation, for the time left
 
     def begin(self) -> None:
         """Decide the length and go to the last saved step."""
@@ -203,38 +127,65 @@ class _Run:
         self.position = self.state.load(self.learner.parts, self._settings()) or Position()
         if self.position.step > 0:
             logger.info("training goes on from step %d of %d", self.position.step, self.length.total_steps)
-        if self.position.step > 0 and not self.is_first:
-            torch.manual_seed(self.config.seed + processes.rank() + self.position.step * processes.count())
+        if self.config.early_stop_epochs and self.evaluate is None and self.is_first:
+            logger.warning("early_stop_epochs has no effect: there is no validation set to measure on")
         processes.wait_for_all()
+
+    def is_finished(self) -> bool:
+        """Whether all steps are done, or as many evaluations as agreed brought nothing better."""
+        if self.position.epoch >= self.length.epochs:
+            return True
+        stands_still = processes.from_first(self._stands_still())
+        if stands_still and self.is_first:
+            logger.info(
+                "training ends early, after epoch %d of %d: %d evaluations in a row brought no better %s",
+                *(self.position.epoch, self.length.epochs, self.config.early_stop_epochs, self.config.best_metric),
+            )
+        return stands_still
+
+    def _stands_still(self) -> bool:
+        """It follows from the position alone, so a resumed run decides as the unbroken one."""
+        best, every, patience = self.position.best, self.config.evaluate_every_epochs, self.config.early_stop_epochs
+        return bool(patience and best and self.position.epoch // every - best.epoch // every >= patience)
 
     def train_epoch(self) -> None:
         """Train what is left of the running epoch, evaluate, save and tell."""
-        self.learner.network.train()
+        self.learner.train_mode()
         with self._progress() as progress, contextlib.closing(self._remaining_batches()) as batches:
             for batch in batches:
-                step = self.position.step
-                share = step / self.length.total_steps
-                losses = self.learner.step(batch, self.schedule.at(step), update=step + 1, progress=share)
+                losses = self._step(batch)
                 self.position.advance(losses)
                 progress.step(losses)
                 self._save_or_stop()
         row = self._close_epoch()
         if self.is_first:
-            self._tell(row, progress.images_per_second)
+            self._tell(row, progress)
+
+    def _step(self, batch: list[Batch]) -> dict[str, float]:
+        step, total = self.position.step, self.length.total_steps
+        try:
+            return self.learner.step(batch, self.schedule.at(step), update=step + 1, progress=step / total)
+        except NotFinite as fault:
+            self._save()
+            place = f"epoch {self.position.epoch + 1} of {self.length.epochs}, {fault}"
+            raise ValueError(f"{place}; {self.state.path} holds the state after step {step}") from fault
 
     def result(self) -> TrainingResult:
         """The result of the finished run, read back from its files."""
         processes.wait_for_all()
+        processes.separate(self.learner.network)
         best = processes.from_first(self.position.best)
         average = self.learner.average.network.state_dict()
         return TrainingResult(
             best_model_state=self.state.load_best(best)
             if best
-            else {name: tensor.detach().cpu().clone() for name, tensor in average.items()},
+            else {name: tensor.clone() for name, tensor in processes.tensors_from_first(average).items()},
             best_metric=best.metric if best else None,
             best_epoch=best.epoch if best else self.position.epoch,
             history=self.state.history(),
             total_steps=self.position.step,
+            images_per_step=self.config.batch_size * self.batches.size,
+            stopped_early=self.position.epoch < self.length.epochs,
         )
 
     def _learner(self, model: nn.Module) -> Learner:
@@ -246,15 +197,19 @@ class _Run:
             gradient_clip_norm=self.config.gradient_clip_norm,
             precision=self.config.precision,
             device=self.device,
+            layer_decay=self.config.layer_decay,
+            fresh_parameters=self.config.fresh_parameters,
+            frozen=self.frozen,
         )
 
     def _length(self) -> Length:
-        recorded = recorded_length(self.state.path, self.loader.batches_per_epoch)
+        steps = self.batches.groups_per_epoch
+        recorded = processes.made_by_first(lambda: recorded_length(self.state.path, steps))
         if recorded is not None:
             return recorded
         length = decide_length(
             self.config.epochs,
-            self.loader.batches_per_epoch,
+            steps,
             self.config.evaluate_every_epochs,
             self.config.budget_minutes,
             self._measure,
@@ -266,8 +221,8 @@ class _Run:
     def _measure(self) -> Cost:
         """Time steps and one evaluation on a copy that is thrown away."""
         learner = self._learner(copy.deepcopy(self.learner.network))
-        learner.network.train()
-        batches = itertools.chain.from_iterable(self.loader.epoch(epoch) for epoch in itertools.count())
+        learner.train_mode()
+        batches = itertools.chain.from_iterable(self.batches.epoch(epoch) for epoch in itertools.count())
         times = [time.perf_counter()]
         for update, batch in enumerate(itertools.islice(batches, UNMEASURED_STEPS + MEASURED_STEPS), start=1):
             learner.step(batch, self.config.warmup_initial_learning_rate, update)
@@ -291,18 +246,18 @@ class _Run:
         )
 
     def _settings(self) -> dict[str, object]:
-        return {**self.config.settings(), **asdict(self.length), "processes": processes.count()}
+        return {**self.config.settings(), **asdict(self.length)}
 
     @property
     def _batches_in_epoch(self) -> int:
         begun = self.position.epoch * self.length.batches_per_epoch
         return min(self.length.batches_per_epoch, self.length.total_steps - begun)
 
-    def _remaining_batches(self) -> Generator[Batch]:
+    def _remaining_batches(self) -> Generator[list[Batch]]:
         epoch, left = self.position.epoch, self._batches_in_epoch - self.position.batch
         mosaic_enabled = epoch < self.length.epochs - self.config.close_mosaic_epochs
         if left > 0:
-            yield from itertools.islice(self.loader.epoch(epoch, self.position.batch, mosaic_enabled), left)
+            yield from itertools.islice(self.batches.epoch(epoch, self.position.batch, mosaic_enabled), left)
 
     def _progress(self) -> EpochProgress:
         batches = self._batches_in_epoch
@@ -311,7 +266,7 @@ class _Run:
             done=self.position.batch,
             batches=batches,
             steps_after=self.length.total_steps - self.position.step + self.position.batch - batches,
-            batch_size=self.config.batch_size * processes.count(),
+            batch_size=self.config.batch_size * self.batches.size,
             quiet=not self.is_first,
         )
 
@@ -325,8 +280,7 @@ class _Run:
             raise Stopped(f"stopped and saved after step {self.position.step} of {self.length.total_steps}")
 
     def _save(self) -> None:
-        if self.is_first:
-            self.state.save(self.learner.parts, self.position, self._settings())
+        self.state.save(self.learner.parts, self.position, self._settings())
         processes.wait_for_all()
 
     def _close_epoch(self) -> dict[str, Any]:
@@ -348,8 +302,10 @@ class _Run:
         due = epoch % self.config.evaluate_every_epochs == 0 or epoch == self.length.epochs
         if self.evaluate is None or not due:
             return {}
+        began = time.perf_counter()
         with torch.no_grad():
             metrics = self.evaluate(self.learner.average.network)
+        self.evaluation_seconds = time.perf_counter() - began
         name = self.config.best_metric
         if name not in metrics:
             raise ValueError(f"best_metric {name!r} is not measured; choose one of {', '.join(sorted(metrics))}")
@@ -358,11 +314,17 @@ class _Run:
             self.position.best = self.state.save_best(self.learner.average.network, value, self.position)
         return metrics
 
-    def _tell(self, row: dict[str, Any], images_per_second: float) -> None:
+    def _tell(self, row: dict[str, Any], progress: EpochProgress) -> None:
         shown = {name: value for name, value in row.items() if name in SHOWN_METRICS or name.startswith("loss")}
         values = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        logger.info("epoch %d/%d %s images/s %.1f", row["epoch"], self.length.epochs, values, images_per_second)
-        self.on_epoch_end({**row, "images_per_second": images_per_second})
+        steps_left, epochs_left = self.length.total_steps - self.position.step, self.length.epochs - self.position.epoch
+        evaluations_left = math.ceil(epochs_left / self.config.evaluate_every_epochs)
+        left = steps_left * progress.seconds_per_step + evaluations_left * self.evaluation_seconds
+        logger.info(
+            "epoch %d/%d %s images/s %.1f %s left",
+            *(row["epoch"], self.length.epochs, values, progress.images_per_second, duration(left)),
+        )
+        self.on_epoch_end({**row, "images_per_second": progress.images_per_second})
 
 
 @contextlib.contextmanager

@@ -25,7 +25,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Length:
-    """Length of a run in optimiser steps, and what decided it ("epochs" or "budget")."""
+    """Length of a run in optimiser steps, and what decided it ("epochs" or "budget").
+
+    A batch is what one optimiser step learns from: with gradient accumulation, all it accumulates.
+    """
 
     total_steps: int
     batches_per_epoch: int
@@ -50,7 +53,7 @@ def recorded_length(directory: Path, batches_per_epoch: int) -> Length | None:
     if length.batches_per_epoch != batches_per_epoch:
         raise ValueError(
             f"{path} was written for {length.batches_per_epoch} batches per epoch, the loader now has "
-            f"{batches_per_epoch}; restore data and batch_size, or delete {directory} to train anew"
+            f"{batches_per_epoch}; restore data, batch_size and accumulate_steps, or delete {directory} to train anew"
         )
     return length
 

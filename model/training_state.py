@@ -11,6 +11,10 @@ Files of a state directory:
 | ``metrics.jsonl`` | one JSON object per finished epoch |
 
 Every file is written beside its place, flushed to the disk and renamed; nothing is unpickled.
+
+Where several processes train together the first one alone reads and writes; it keeps the random states of all, and
+hands the others what it read. With another number of processes a run goes on from the same step with the same
+batches, but those of its processes that have no random state here draw anew.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from model import processes
 
 SCHEMA_VERSION = 1
 STATE_FILE = "state.json"
@@ -117,18 +123,27 @@ class StateDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        if processes.rank() == 0:
+            path.mkdir(parents=True, exist_ok=True)
 
     def save(self, parts: TrainedParts, position: Position, settings: Mapping[str, object]) -> None:
-        """Commit the run as it stands; ``settings`` are what a resumed run must agree with."""
+        """Commit the run as it stands; ``settings`` are what a resumed run must agree with. All processes call it."""
+        random_states = processes.gathered_by_first(_random_states())
+        if processes.rank() > 0:
+            return
+        first, *others = random_states
         name = f"state-{position.step:08d}.safetensors"
-        _save_tensors(self.path / name, {**_tensors_of(parts), **_torch_random_states()})
+        tensors = _tensors_of(parts)
+        for process, states in enumerate(random_states):
+            tensors |= {_random_name(device, process): state for device, state in states.torch.items()}
+        _save_tensors(self.path / name, tensors)
         commit = {
             "schema_version": SCHEMA_VERSION,
             "tensors": name,
             "position": asdict(position),
             "metrics_bytes": self._metrics_bytes(),
-            "random": {"python": random.getstate(), "numpy": _numpy_random_state()},
+            "random": first.plain,
+            "random_of_others": [states.plain for states in others],
             "settings": dict(settings),
         }
         write_json(self.path / STATE_FILE, commit)
@@ -137,22 +152,31 @@ class StateDirectory:
     def load(self, parts: TrainedParts, settings: Mapping[str, object]) -> Position | None:
         """Restore the last commit into ``parts`` and the random generators; None when there is no commit.
 
-        Metrics written after the commit are cut off: those epochs are run again.
+        Metrics written after the commit are cut off: those epochs are run again. All processes call it.
 
         Raises:
             ValueError: when a file is damaged or belongs to a run with other settings.
         """
+        commit, tensors = self._read_commit(settings) if processes.rank() == 0 else (None, {})
+        commit = processes.from_first(commit)
+        if commit is None:
+            return None
+        tensors = processes.tensors_from_first(tensors)
+        _restore(parts, tensors, self.path)
+        saved = commit["position"]
+        position = Position(**{**saved, "best": Best(**saved["best"]) if saved["best"] else None})
+        _set_random_states(tensors, [commit["random"], *commit.get("random_of_others", [])], position.step)
+        return position
+
+    def _read_commit(self, settings: Mapping[str, object]) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         if not (self.path / STATE_FILE).exists():
             (self.path / METRICS_FILE).unlink(missing_ok=True)
-            return None
+            return None, {}
         commit = read_json(self.path / STATE_FILE)
         self._require_same(commit, settings)
         tensors = self._load_tensors(commit["tensors"])
-        _restore(parts, tensors, self.path)
-        _set_random_states(tensors, commit["random"])
         self._cut_metrics(commit["metrics_bytes"])
-        saved = commit["position"]
-        return Position(**{**saved, "best": Best(**saved["best"]) if saved["best"] else None})
+        return commit, tensors
 
     def save_best(self, average: nn.Module, metric: float, position: Position) -> Best:
         """Write the averaged network that scored best; it counts from the next ``save`` on."""
@@ -161,8 +185,8 @@ class StateDirectory:
         return Best(metric=metric, epoch=position.epoch + 1, file=name)
 
     def load_best(self, best: Best) -> dict[str, Tensor]:
-        """State dict of the averaged network that scored best."""
-        return self._load_tensors(best.file)
+        """State dict of the averaged network that scored best. All processes call it."""
+        return processes.tensors_from_first(self._load_tensors(best.file) if processes.rank() == 0 else {})
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add one finished epoch."""
@@ -172,7 +196,10 @@ class StateDirectory:
             os.fsync(file.fileno())
 
     def history(self) -> list[dict[str, Any]]:
-        """All finished epochs, oldest first."""
+        """All finished epochs, oldest first. All processes call it."""
+        return processes.made_by_first(self._read_history)
+
+    def _read_history(self) -> list[dict[str, Any]]:
         if not (self.path / METRICS_FILE).exists():
             return []
         text = (self.path / METRICS_FILE).read_text(encoding="utf-8")
@@ -281,11 +308,23 @@ def _like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
-def _torch_random_states() -> dict[str, Tensor]:
-    states = {"random.cpu": torch.get_rng_state()}
+@dataclass(frozen=True)
+class _RandomStates:
+    """The random states of one process: torch's by device, and Python's and numpy's as JSON values."""
+
+    torch: dict[str, Tensor]
+    plain: dict[str, Any]
+
+
+def _random_states() -> _RandomStates:
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states |= {f"random.cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+        states |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return _RandomStates(states, {"python": random.getstate(), "numpy": _numpy_random_state()})
+
+
+def _random_name(device: str, process: int) -> str:
+    return f"random.{device}.process{process}" if process else f"random.{device}"
 
 
 def _numpy_random_state() -> list[Any]:
@@ -293,11 +332,18 @@ def _numpy_random_state() -> list[Any]:
     return [name, np.asarray(keys).tolist(), *rest]
 
 
-def _set_random_states(tensors: Mapping[str, Tensor], others: Mapping[str, Any]) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
+def _set_random_states(tensors: Mapping[str, Tensor], plain: list[dict[str, Any]], step: int) -> None:
+    """Go on with this process's own states; one that has none here takes new ones that no other process has."""
+    process = processes.rank()
+    if process >= len(plain):
+        torch.manual_seed(torch.initial_seed() + step * processes.count())
+        return
+    torch.set_rng_state(tensors[_random_name("cpu", process)])
     for index in range(torch.cuda.device_count()):
-        if f"random.cuda{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.cuda{index}"], index)
+        name = _random_name(f"cuda{index}", process)
+        if name in tensors:
+            torch.cuda.set_rng_state(tensors[name], index)
+    others = plain[process]
     version, words, gauss = others["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = others["numpy"]

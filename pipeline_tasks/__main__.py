@@ -8,17 +8,22 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline_tasks import process
-from pipeline_tasks.errors import StepError, UsageError
-from pipeline_tasks.params import form_fields, resolve
+from pipeline_tasks import launch, process
+from pipeline_tasks.commands import evaluate, export_weights, import_weights, summary
+from pipeline_tasks.errors import EXIT_UNFORESEEN, StepError, UsageError
+from pipeline_tasks.params import Parameters, form_fields, resolve
 from pipeline_tasks.steps import STEPS, StepDefinition
+
+if TYPE_CHECKING:
+    from pipeline_tasks.workspace import Workspace
 
 log = logging.getLogger("nasline")
 
@@ -37,26 +42,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     process.share_cores_kindly()
     try:
         arguments = _parser().parse_args(argv)
+        arguments.words = sys.argv[1:] if argv is None else list(argv)
         process.die_with_parent()
         code: int = arguments.command_function(arguments)
         return code
-    except StepError as error:
-        log.error("%s", error)
-        return error.exit_code
-    except ValueError as error:
-        _log_refusal(error)
-        return EXIT_BAD_INPUT
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        message = "cannot write %s: %s; make room or choose another place, then run the step again"
-        log.error(message, error.filename, error.strerror)
-        return EXIT_TEMPORARY
+    except Exception as error:
+        exit_code, sentence = _in_words(error)
+        if not launch.report(exit_code, sentence):
+            if exit_code == EXIT_UNFORESEEN:
+                raise
+            log.error("%s", sentence)
+        log.debug("where it was refused", exc_info=error)
+        return exit_code
+
+
+def _in_words(error: Exception) -> tuple[int, str]:
+    """Exit code and the sentence for the user; the traceback of what nobody foresaw."""
+    if isinstance(error, StepError):
+        return error.exit_code, str(error)
+    if isinstance(error, ValueError):  # the package `model` refuses input so
+        return EXIT_BAD_INPUT, str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        place = f"cannot write {error.filename}: {error.strerror}"
+        return EXIT_TEMPORARY, f"{place}; make room or choose another place, then run the step again"
+    return EXIT_UNFORESEEN, "".join(traceback.format_exception(error)).rstrip()
 
 
 def configure_logging() -> None:
-    """One line per event on standard output; the only place where logging is set up."""
-    level = logging.DEBUG if os.environ.get("NASLINE_DEBUG") else logging.INFO
+    """One line per event on standard output; the only place where logging is set up. Of several training processes
+    the first one alone tells what is done.
+    """
+    usual = logging.INFO if launch.rank() == 0 else logging.ERROR
+    level = logging.DEBUG if os.environ.get("NASLINE_DEBUG") else usual
     logging.basicConfig(
         level=level, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True
     )
@@ -64,30 +81,26 @@ def configure_logging() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _log_refusal(error: ValueError) -> None:
-    """The package `model` refuses input by ValueError; its text is the sentence for the user."""
-    log.error("%s", error)
-    log.debug("where it was refused", exc_info=error)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nasline", description="A pipeline that produces YOLO-NAS engines you own.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for step in STEPS:
         command = commands.add_parser(step.name, help=step.summary, description=step.summary, allow_abbrev=False)
-        _add_run_options(command)
+        _add_run_options(command, run_required=step.name != "start")
         _add_step_options(command, step)
     _add_predict(commands)
     _add_data(commands)
     _add_deliver(commands)
+    for module in (evaluate, import_weights, export_weights, summary):
+        module.add_to(commands)
     commands.add_parser("params", help="Print params.yaml with all defaults.").set_defaults(command_function=_params)
     return parser
 
 
-def _add_run_options(command: argparse.ArgumentParser) -> None:
+def _add_run_options(command: argparse.ArgumentParser, run_required: bool = True) -> None:
     default = os.environ.get("NASLINE_WORKSPACE", ".nasline")
     command.add_argument("--workspace", default=default, help=f"folder or s3://BUCKET/PREFIX (default {default})")
-    command.add_argument("--run", required=True, help="id of the pipeline run")
+    command.add_argument("--run", required=run_required, help="id of the pipeline run")
 
 
 def _add_step_options(command: argparse.ArgumentParser, step: StepDefinition) -> None:
@@ -103,6 +116,9 @@ def _add_step_options(command: argparse.ArgumentParser, step: StepDefinition) ->
         which = command.add_mutually_exclusive_group(required=True)
         which.add_argument("--shard", metavar="I/N", help="label shard I (from 0) of N, or `all` in turn")
         which.add_argument("--merge", action="store_true", help="join all shards into the step's output")
+    if step.name in launch.TRAINING_STEPS:
+        text = "training processes on this machine, which share each batch (default: start.processes)"
+        command.add_argument("--processes", type=int, metavar="N", help=text)
     if step.name in ("gate", "register"):
         command.add_argument(
             "--rejection-is-result", action="store_true", help="exit 0 when the engine is rejected (used by dvc.yaml)"
@@ -118,8 +134,12 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         "--if-changed", action="store_true", help="exit 99 when the champion has these data and parameters"
     )
     command.add_argument("--replace", action="store_true", help="forget an existing run of that id")
+    command.add_argument(
+        "--dry-run", action="store_true", help="resolve every step and print it, write nothing; needs no --run"
+    )
+    fields = form_fields()  # making their schema takes a tenth of a second
     for name, group in _option_groups(command).items():
-        for field in form_fields():
+        for field in fields:
             if field.key.rsplit(".", 1)[0] == name:
                 help_text = str(field.schema.get("description", "")).replace("%", "%%")
                 default = json.dumps(field.schema.get("default"))
@@ -139,6 +159,10 @@ def _start(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.workspace import open_workspace
 
     parameters = resolve(arguments.params, _options(arguments))
+    if arguments.dry_run:
+        return _dry_run(open_workspace(arguments.workspace), parameters)
+    if arguments.run is None:
+        raise UsageError("--run is missing; give the run an id, or look at it first with --dry-run")
     frozen = start(
         open_workspace(arguments.workspace),
         arguments.run,
@@ -157,6 +181,17 @@ def _start(arguments: argparse.Namespace) -> int:
             "datasets": {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry},
         }
     )
+    return 0
+
+
+def _dry_run(workspace: Workspace, parameters: Parameters) -> int:
+    from pipeline_tasks.plan import plan, text
+
+    found = plan(workspace, parameters)
+    print(text(found, parameters), flush=True)
+    if sentence := found.sentence():
+        log.warning("%s", sentence)
+    _report({"step": "start", "dry_run": True, "steps": [asdict(step) for step in found.steps]})
     return 0
 
 
@@ -191,6 +226,10 @@ def _run_step(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.workspace import open_workspace
 
     workspace, step = open_workspace(arguments.workspace), arguments.step
+    if step.name in launch.TRAINING_STEPS:
+        ended = _run_in_processes(arguments, workspace)
+        if ended is not None:
+            return ended
     result, code = run_step(
         workspace,
         arguments.run,
@@ -202,6 +241,17 @@ def _run_step(arguments: argparse.Namespace) -> int:
         link_published(workspace.step_directory(step.name, result.key), arguments.link)
     _report(asdict(result))
     return 0 if getattr(arguments, "rejection_is_result", False) else code
+
+
+def _run_in_processes(arguments: argparse.Namespace, workspace: Workspace) -> int | None:
+    """Exit code of a training step that several processes did; None where this process is to do it and report."""
+    from pipeline_tasks.run_step import assist_step, processes_to_start
+
+    step, part = arguments.step.name, getattr(arguments, "role", "")
+    count, device = processes_to_start(workspace, arguments.run, step, part, arguments.processes)
+    if count > 1:
+        return launch.run(arguments.words, count, device)
+    return assist_step(workspace, arguments.run, step, part) if launch.rank() > 0 else None
 
 
 def _report(content: dict[str, Any]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 EXIT_DONE = 0
+EXIT_UNFORESEEN = 1
 
 
 class StepError(Exception):
     """A failure whose message is meant for the user: it names what was wrong, the value and the remedy."""
 
-    exit_code = 1
+    exit_code = EXIT_UNFORESEEN
 
 
 class UsageError(StepError):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline_tasks import process
-from pipeline_tasks.errors import TemporaryError
-from pipeline_tasks.keys import RunKeys, champion_folder
+from pipeline_tasks.errors import EXIT_DONE, TemporaryError
+from pipeline_tasks.keys import RunKeys, StepKey, champion_folder
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.steps import StepDefinition, definition, reference
+from pipeline_tasks.team import Helped, Team
 from pipeline_tasks.tracking.mirror import Tracker
 from pipeline_tasks.workspace import Published, Workspace, lease_wait_seconds
 
@@ -83,22 +85,24 @@ def execute(
     stopper: process.Stopper,
     part: str = "",
     shard: str = "",
+    team: Team | None = None,
 ) -> StepResult:
     """Run one step of a run, or reuse what any run published under the same key.
 
     A shard (`0-of-4`) has the key of the whole step and publishes beside it, in `KEY.shards/0-of-4`: the step's own
-    folder comes into being in one rename, so nothing may lie in it before.
+    folder comes into being in one rename, so nothing may lie in it before. The other processes of a `team` are told
+    whether there is work to share.
 
     Raises:
         UsageError: the run was not started, or an earlier step has not finished.
         TemporaryError: told to stop, or another process works on the same key.
         StepError: whatever the step itself refuses.
     """
+    team = team or Team()
     step_definition, frozen = definition(step), workspace.read_run(run)
-    parameters = Parameters.model_validate(frozen["parameters"])
     keys = RunKeys(workspace, frozen)
     step_key = keys.of(step, part)
-    key, inputs = step_key.key, step_key.inputs
+    key = step_key.key
     if shard:
         key, part = f"{key}.shards/{shard}", f"shard-{shard}"
     tracker = Tracker(workspace, run, reference(step, part))
@@ -109,18 +113,16 @@ def execute(
         if published is None:
             _fetch_inputs(workspace, keys, step_definition)
             if step_definition.sharded and not shard:
-                _fetch_shards(workspace, step, key, parameters)
-            context = StepContext(
-                parameters=parameters,
+                _fetch_shards(workspace, step, key, Parameters.model_validate(frozen["parameters"]))
+            team.tell(None)
+            context = _context(
+                workspace,
+                frozen,
+                step_key,
                 part=part,
-                inputs={name: entry.folder for name, entry in inputs.items()},
-                input_digests={name: entry.digest for name, entry in inputs.items()},
                 output=_empty_output(workspace, step, key),
                 state=_state_folder(workspace, step, key),
                 published=workspace.step_directory(step, key),
-                workspace=workspace,
-                run=frozen,
-                champion=champion_folder(workspace, frozen["champion"]) if frozen["champion"] else None,
                 stopper=stopper,
                 tracker=tracker,
                 save_state=partial(workspace.save_state, step, key),
@@ -129,13 +131,58 @@ def execute(
                 summary = _work(body, context)
             manifest = _manifest(step, part, key, step_key.content, summary, frozen)
             published = workspace.publish(step, key, manifest)
+        team.tell(EXIT_DONE)
     workspace.record_step(run, reference(step, part), key)
     return _finish(workspace, run, step, part, published, reused, tracker)
+
+
+def assist(workspace: Workspace, run: str, step: str, body: StepBody, stopper: process.Stopper, part: str = "") -> None:
+    """As one of the other processes of a team: do the step's work up to the end of its training, and keep nothing.
+
+    Raises:
+        StepError: whatever the step itself refuses.
+    """
+    frozen = workspace.read_run(run)
+    keys = RunKeys(workspace, frozen)
+    step_key = keys.of(step, part)
+    _fetch_inputs(workspace, keys, definition(step))
+    with tempfile.TemporaryDirectory(prefix="nasline-") as scratch, suppress(Helped):
+        output, state = Path(scratch, "output"), Path(scratch, "state")
+        output.mkdir()
+        state.mkdir()
+        body(
+            _context(
+                workspace,
+                frozen,
+                step_key,
+                part=part,
+                output=output,
+                state=state,
+                published=output,
+                stopper=stopper,
+                tracker=Tracker(workspace, run, reference(step, part)),
+                save_state=lambda: None,
+            )
+        )
+
+
+def _context(workspace: Workspace, frozen: dict[str, Any], step_key: StepKey, **own: Any) -> StepContext:
+    """A step's context; `own` are the fields in which the first process and its helpers differ."""
+    return StepContext(
+        parameters=Parameters.model_validate(frozen["parameters"]),
+        inputs={name: entry.folder for name, entry in step_key.inputs.items()},
+        input_digests={name: entry.digest for name, entry in step_key.inputs.items()},
+        workspace=workspace,
+        run=frozen,
+        champion=champion_folder(workspace, frozen["champion"]) if frozen["champion"] else None,
+        **own,
+    )
 
 
 def _work(body: StepBody, context: StepContext) -> dict[str, Any]:
     context.tracker.record.metrics_file = context.state / "metrics.jsonl"
     _announce(context.tracker.deliver())
+    context.stopper.stop_if_requested()  # while it waited for the tracking server
     try:
         return body(context)
     except TemporaryError:

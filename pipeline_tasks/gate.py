@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import champion, verdict
-from pipeline_tasks.errors import TemporaryError
+from pipeline_tasks.errors import ConfigurationError, TemporaryError
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
 from pipeline_tasks.training_task import open_images
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PICTURES = 8
 COMPARED_IMAGES = 16
 
 
@@ -81,7 +80,25 @@ def build_engine(onnx_file: Path, folder: Path, given: GateParameters) -> Engine
         report = build_openvino(onnx_file, folder, given.latency_threads)
         log.info("%s: %d convolutions run in INT8, %d in float", onnx_file.name, *_counts(report))
         onnx_file = folder / "model.xml"
+    if given.runtime == "tensorrt":
+        onnx_file = _build_tensorrt(onnx_file, folder)
     return load_engine(onnx_file, runtime=given.runtime, threads=given.latency_threads)
+
+
+def _build_tensorrt(onnx_file: Path, folder: Path) -> Path:
+    """The plan for the GPU at hand; ConfigurationError says which device or package is missing."""
+    from model.engines import MissingRuntimeError
+    from model.engines.tensorrt_build import build_tensorrt
+
+    try:
+        report = build_tensorrt(onnx_file, folder)
+    except MissingRuntimeError as error:
+        raise ConfigurationError(f"gate.runtime is tensorrt, but {error}") from None
+    log.info(
+        "%s on %s: %d convolutions run in INT8, %d in float",
+        onnx_file.name, report.gpu, report.int8_convolutions, report.float_convolutions,
+    )  # fmt: skip
+    return folder / "model.plan"
 
 
 def _counts(report: BuildReport) -> tuple[int, int]:
@@ -226,13 +243,9 @@ def _quarantined_test_images(context: StepContext) -> int:
 
 
 def _draw(context: StepContext, metrics: DetectionMetrics, found: Detections, test_set: ImageSet) -> None:
-    from model.plots import confusion_matrix, precision_recall, predictions_beside_ground_truth
+    from pipeline_tasks.accuracy_report import write_accuracy_report
 
-    folder = context.output / "plots"
-    folder.mkdir()
-    precision_recall(metrics, folder / "precision_recall.png")
-    confusion_matrix(metrics, folder / "confusion_matrix.png")
-    predictions_beside_ground_truth(test_set, found, open_images(context), folder / "predictions.png", PICTURES)
+    write_accuracy_report(context.output / "plots", metrics, found, test_set, open_images(context))
 
 
 def _summary(

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline_tasks import digests
+from pipeline_tasks import digests, initial_checkpoint, pinned_files
 from pipeline_tasks.errors import UsageError
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.steps import Input, StepDefinition, definition, reference
@@ -21,6 +21,9 @@ from pipeline_tasks.tracking.registry import fetch_model
 from pipeline_tasks.workspace import Workspace
 
 KEY_LENGTH = 32
+
+CHAMPION_TEACHERS = {"champion": "student", "champion_teacher": "teacher"}
+"""Folder of the champion's bundle behind each `teach.source` that trains nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,26 @@ class RunKeys:
         if name not in self._known:
             step_definition = definition(step)
             inputs = {entry.name: self._input(step_definition, entry) for entry in step_definition.inputs}
+            inputs |= self._initial_checkpoint(step, part) | self._pinned_files(step)
             content = key_content(step_definition, self._parameters, part, inputs, self._frozen)
             self._known[name] = StepKey(digests.of_json(content)[:KEY_LENGTH], content, inputs)
         return self._known[name]
 
     def from_champion(self, entry: Input) -> bool:
         """Whether the champion's bundle takes the place of this input."""
-        return entry.step == "pretrain" and bool(self._frozen["parameters"]["start"]["from_champion"])
+        return self._champion_part(entry) is not None
+
+    def _champion_part(self, entry: Input) -> str | None:
+        """The champion's network that takes the place of a pretrained one: the same part, or what is to teach."""
+        if entry.step != "pretrain":
+            return None
+        if entry.part == "teacher" and self._parameters.teach.source != "train":
+            return CHAMPION_TEACHERS[self._parameters.teach.source]
+        return entry.part if self._parameters.start.from_champion else None
 
     def _input(self, step: StepDefinition, entry: Input) -> ResolvedInput:
-        if self.from_champion(entry):
-            return self._champion_weights(entry.part)
+        if (champion_part := self._champion_part(entry)) is not None:
+            return self._champion_weights(champion_part)
         published = self._workspace.find(entry.step, self.of(entry.step, entry.part).key)
         if published is None:
             run = self._frozen["run"]
@@ -78,6 +90,16 @@ class RunKeys:
                 f"run `nasline {entry.step}{option} --run {run}` first"
             )
         return ResolvedInput(published.directory / entry.folder, published.digest(entry.folder))
+
+    def _initial_checkpoint(self, step: str, part: str) -> dict[str, ResolvedInput]:
+        """A further input of `pretrain` where the run begins from a checkpoint; other runs' keys know nothing of it."""
+        pinned = initial_checkpoint.for_part(self._frozen, part) if step == "pretrain" else None
+        return {initial_checkpoint.INPUT: ResolvedInput(Path(pinned["path"]), pinned["digest"])} if pinned else {}
+
+    def _pinned_files(self, step: str) -> dict[str, ResolvedInput]:
+        """Further inputs, which parameters name by their place; keys of runs without them know nothing of it."""
+        pinned = pinned_files.of_step(self._frozen, step)
+        return {name: ResolvedInput(Path(entry["path"]), entry["digest"]) for name, entry in pinned.items()}
 
     def _champion_weights(self, part: str) -> ResolvedInput:
         """Retraining starts from the champion's networks where a first run starts from pretraining."""
@@ -110,8 +132,13 @@ def key_content(
     }
     if part:
         content["parameters"]["variant"] = getattr(parameters.start, f"{part}_variant")
+    if part == "teacher" and parameters.teach.source != "train":
+        content["parameters"]["unused_because"] = parameters.teach.source
     if step.name == "validate_data":
         content["inputs"] = {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry}
+    if step.name == "quantize":
+        measured_on = {name: getattr(parameters.gate, name) for name in ("target", "runtime", "latency_threads")}
+        content["parameters"] |= {f"gate.{name}": value for name, value in measured_on.items()}
     if step.name == "gate":
         content["inputs"]["champion"] = frozen["champion"]["digest"] if frozen["champion"] else None
     if step.name == "register":

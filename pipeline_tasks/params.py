@@ -17,33 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from pipeline_tasks.errors import DataError, ParameterError
+from pipeline_tasks.export_parameters import ExportParameters
+from pipeline_tasks.schema import Section, parameter
+from pipeline_tasks.training_parameters import TrainingParameters
 
 Variant = Literal["pico", "t", "n", "s", "m", "l"]
-
-
-def parameter(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = "",
-    main: bool = False,
-    in_key: bool = True,
-    **limits: Any,
-) -> Any:
-    """A field of a section.
-
-    `main` puts it in the open part of the trigger form. `in_key=False` marks what cannot change a step's result
-    (how fast or where it is computed), so that changing it does not make finished work be done again.
-    """
-    extra: dict[str, Any] = {"unit": unit, "main": main, "in_key": in_key}
-    description = f"{meaning} [{unit}]" if unit else meaning
-    return Field(default, description=description, json_schema_extra=extra, **limits)
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StartParameters(Section):
@@ -74,12 +52,21 @@ class StartParameters(Section):
     from_champion: bool = parameter(
         False, "Start from the registered champion's weights instead of pretraining", in_key=False
     )
+    initial_checkpoint: str | None = parameter(
+        None, "Checkpoint folder that the network of its variant starts from, student or teacher; "
+        "empty: random weights",
+        in_key=False,
+    )  # fmt: skip
     device: str = parameter(
         "cpu", "Where networks are trained: cpu, cuda or cuda:N", in_key=False, pattern=r"^(cpu|cuda(:\d+)?)$"
     )
     precision: Literal["float32", "bfloat16"] = parameter(
         "float32", "Arithmetic of training; bfloat16 saves time on devices that have it (quantization stays float32)"
     )
+    processes: int = parameter(
+        1, "Training processes on one machine, which share each batch; with cuda each has a device", in_key=False,
+        ge=1, le=64,
+    )  # fmt: skip
     threads: int = parameter(0, "CPU threads per process; 0 takes every core", in_key=False, ge=0, le=1024)
     loader_workers: int = parameter(0, "Processes that decode and augment images", in_key=False, ge=0, le=256)
     cache_megabytes: int = parameter(
@@ -101,42 +88,41 @@ class ValidateDataParameters(Section):
     )
 
 
-class TrainingParameters(Section):
-    """Settings of one training loop."""
+def _epochs_of(variant: str) -> Any:
+    return parameter(None, f"Epochs of variant {variant}; empty: `epochs`", unit="epochs", ge=1, le=10000)
 
-    epochs: int = parameter(50, "Passes over the training images", unit="epochs", ge=1, le=10000)
-    budget_minutes: float | None = parameter(
-        None, "Wall-clock budget; turned into optimiser steps once, after a measured warm-up, instead of epochs",
-        unit="minutes", gt=0,
-    )  # fmt: skip
-    batch_size: int = parameter(16, "Images per optimiser step", unit="images", ge=1, le=4096)
-    learning_rate: float = parameter(5e-4, "Peak learning rate of AdamW", gt=0, le=1)
-    final_learning_rate_ratio: float = parameter(0.1, "Last learning rate over the peak (cosine)", gt=0, le=1)
-    weight_decay: float = parameter(1e-4, "AdamW weight decay of kernels", ge=0, le=1)
-    warmup_steps: int = parameter(100, "Optimiser steps of linear warm-up", unit="steps", ge=0)
-    ema_decay: float = parameter(0.9997, "Decay of the exponential moving average of the weights", ge=0, lt=1)
-    gradient_clip_norm: float | None = parameter(10.0, "Gradients are scaled down to this norm; empty: never", gt=0)
-    mosaic: float = parameter(0.5, "Probability of joining four images into one", ge=0, le=1)
-    mixup: float = parameter(0.0, "Probability of blending two images", ge=0, le=1)
-    flip: float = parameter(0.5, "Probability of a left-right flip (0 for text or digits)", ge=0, le=1)
-    scale: float = parameter(0.5, "Random zoom: factor within 1 ± scale", ge=0, lt=1)
-    translate: float = parameter(0.1, "Random shift as a share of the image side", ge=0, lt=1)
-    rotate_degrees: float = parameter(0.0, "Random rotation within ± this angle", unit="degrees", ge=0, le=180)
-    color_jitter: float = parameter(1.0, "Strength of hue, saturation and value jitter; 0 is none", ge=0, le=3)
-    close_mosaic_epochs: int = parameter(5, "Last epochs without mosaic and mixup", unit="epochs", ge=0)
-    evaluate_every_epochs: int = parameter(1, "Epochs between two evaluations on the validation split", ge=1)
-    checkpoint_every_steps: int = parameter(
-        200, "Optimiser steps between two checkpoints", unit="steps", in_key=False, ge=1
-    )
+
+class VariantEpochs(Section):
+    """Variants that pretrain for a time of their own: small networks learn less from an image."""
+
+    t: int | None = _epochs_of("T")
+    n: int | None = _epochs_of("N")
+    s: int | None = _epochs_of("S")
+    m: int | None = _epochs_of("M")
+    l: int | None = _epochs_of("L")  # noqa: E741  the variant's name
 
 
 class PretrainParameters(TrainingParameters):
     """Training from random weights on the pretraining set."""
 
+    epochs_by_variant: VariantEpochs = VariantEpochs()
+
+    def of_variant(self, variant: Variant) -> PretrainParameters:
+        """The same with the variant's own number of epochs."""
+        return self.model_copy(update={"epochs": getattr(self.epochs_by_variant, variant, None) or self.epochs})
+
 
 class TeachParameters(TrainingParameters):
-    """Fine-tuning of the teacher on the target set."""
+    """The teacher: fine-tuned on the target set or taken as it is, and its pseudo-label thresholds."""
 
+    source: Literal["train", "champion", "champion_teacher"] = parameter(
+        "train", "Where the teacher comes from: trained here, or, without training, the registered champion's network "
+        "or the network that taught it",
+    )  # fmt: skip
+    extra_checkpoints: list[str] = parameter(
+        [], "More checkpoint folders, of any variant: the average of all of them then teaches and pseudo-labels",
+        in_key=False,
+    )  # fmt: skip
     minimum_precision: float = parameter(
         0.7, "Precision on the validation split that a class's pseudo-label threshold must reach", ge=0, le=1
     )
@@ -151,6 +137,14 @@ class PseudoLabelParameters(Section):
     )
     batch_size: int = parameter(16, "Images per forward pass", unit="images", ge=1)
     threshold_offset: float = parameter(0.0, "Added to every class's threshold chosen by teach", ge=-1, le=1)
+    flip_consistency: Literal["none", "keep", "weight", "average"] = parameter(
+        "none", "What the mirrored image decides: nothing; keep boxes found there too; weight scores by the agreement; "
+        "or both views are averaged (teach reports what each is worth)",
+    )  # fmt: skip
+    true_boxes: str | None = parameter(
+        None, "COCO file with the true boxes of the unlabelled images, to measure the pseudo-labels; nothing learns it",
+        in_key=False,
+    )  # fmt: skip
 
 
 class DistillParameters(TrainingParameters):
@@ -161,13 +155,41 @@ class DistillParameters(TrainingParameters):
     )
     class_logits_weight: float = parameter(1.0, "Weight of the class-logit term", ge=0)
     box_distribution_weight: float = parameter(0.5, "Weight of the box-distribution (DFL) term", ge=0)
-    feature_weight: float = parameter(0.0, "Weight of the neck-feature term; 0 leaves it out", ge=0)
+    feature_weight: float = parameter(
+        0.0, "Weight of the neck-feature term; 1 is the strength published for its kind, 0 leaves it out", ge=0
+    )
+    feature_kind: Literal["pkd", "pkd_foreground", "cwd"] = parameter(
+        "pkd", "How neck features are compared: correlation (arXiv 2207.02039), the same weighted by the teacher's "
+        "scores, or channel-wise (arXiv 2011.13256)",
+    )  # fmt: skip
+    class_temperature: float = parameter(1.0, "Softening of the class probabilities", gt=0, le=100)
     box_temperature: float = parameter(10.0, "Softening of the box distributions", gt=0, le=100)
+    feature_temperature: float = parameter(1.0, "Softening of the channels' maps (cwd)", gt=0, le=100)
     foreground_threshold: float = parameter(
         0.1, "Best teacher score from which an anchor counts as foreground", ge=0, le=1
     )
+    schedule: Literal["constant", "cosine"] = parameter(
+        "cosine", "Distillation weights over the steps: constant, or falling to final_weight_ratio"
+    )
     final_weight_ratio: float = parameter(
         0.1, "Share of the distillation weights left at the last step (cosine)", ge=0, le=1
+    )
+    teacher_share: float = parameter(
+        1.0, "Share of the steps with the teacher; those after it learn from labels alone and cost less", ge=0, le=1
+    )
+    teacher_precision: Literal["as_student", "bfloat16"] = parameter(
+        "as_student", "Arithmetic of the teacher's forward pass; bfloat16 halves its time on devices that have it"
+    )
+    pseudo_weight: Literal["score", "one"] = parameter(
+        "score", "Weight of a pseudo-label beside a label's 1: the teacher's score, or 1 too"
+    )
+    pseudo_factor: float = parameter(1.0, "Factor on the weight of every pseudo-label", gt=0, le=1)
+    pseudo_order: Literal["mixed", "first", "mixed_first"] = parameter(
+        "mixed", "Pseudo-labelled images beside the labelled ones throughout; alone, before them; or beside them, "
+        "before labelled ones alone",
+    )  # fmt: skip
+    pseudo_share: float = parameter(
+        0.5, "Share of the steps in the first part, with pseudo_order first or mixed_first", gt=0, lt=1
     )
 
 
@@ -191,8 +213,20 @@ class QuantizeParameters(Section):
     float_layers: list[str] = parameter(
         [], "More layers to leave in float, as patterns of names such as backbone.stem*"
     )
+    merge_upsampling: bool = parameter(
+        True, "Merge the neck's transposed convolutions with the 1x1 convolutions behind them, so that both run in INT8"
+    )
     maximum_float_share: float = parameter(
-        0.15, "Share of the multiply-adds that selective quantization may leave in float", ge=0, le=1
+        0.15, "Share of the time that INT8 saves (profiled where gate measures on this CPU with OpenVINO, else predicted "
+        "from multiply-adds) that selective quantization may give up",
+        ge=0, le=1,
+    )  # fmt: skip
+    selection_evaluations: int = parameter(
+        10, "Most choices of float layers measured on the validation split, PTQ included; 0 leaves selection out",
+        ge=0, le=1000,
+    )  # fmt: skip
+    profile_rounds: int = parameter(
+        30, "Timed runs of each form of the engine while layers are profiled; the shortest count", ge=1, le=10000
     )
     map_budget: float = parameter(
         0.5, "mAP that may be lost on the validation split before layers are left in float or QAT is needed",
@@ -204,20 +238,11 @@ class QuantizeParameters(Section):
     training: QuantizationTrainingParameters = QuantizationTrainingParameters()
 
 
-class ExportParameters(Section):
-    """ONNX export and its comparison with the torch network."""
-
-    comparison_images: int = parameter(16, "Validation images both are compared on", unit="images", ge=1)
-    maximum_box_error_pixels: float = parameter(
-        0.3, "Mean box difference to the torch network allowed on confident anchors", unit="pixels", gt=0
-    )
-
-
 class GateParameters(Section):
     """The rules an engine must pass; an empty limit switches its rule off."""
 
     target: Literal["cpu"] = parameter("cpu", "Device the engine is built for and measured on")
-    runtime: Literal["openvino", "onnxruntime"] = parameter("openvino", "Runtime on the target")
+    runtime: Literal["openvino", "onnxruntime", "tensorrt"] = parameter("openvino", "Runtime on the target")
     minimum_map: float | None = parameter(
         0.2, "Lowest mAP50-95 of the INT8 engine on the test split", main=True, ge=0, le=1
     )

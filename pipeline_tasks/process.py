@@ -16,24 +16,32 @@ from pipeline_tasks.errors import TemporaryError
 log = logging.getLogger(__name__)
 
 PARENT_VARIABLE = "NASLINE_DIE_WITH_PARENT"
+LAUNCHER_VARIABLE = "NASLINE_LAUNCHED_BY"
+"""Process id of the `nasline` that started this one as one of several training processes (`pipeline_tasks.launch`)."""
+
 _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies, if the DAG's operator asked for it.
+    """Ask the kernel for a signal when the parent dies: SIGTERM where the DAG's operator asked for that.
 
     A plain child survives a `kill -9` of its Airflow task and would train on beside the retry. The parent may
-    die before the request is made, so the parent is compared afterwards.
+    die before the request is made, so the parent is compared afterwards. One of several training processes gets
+    SIGKILL: the command that started it passes every other signal on and waits, so who kills it means all.
 
     Raises:
         TemporaryError: the parent is already gone.
     """
-    expected = os.environ.pop(PARENT_VARIABLE, None)
-    if expected is None or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(expected):
-        raise TemporaryError(f"the process {expected} that started this step is gone; the step stops before it began")
+    for variable, number in ((PARENT_VARIABLE, signal.SIGTERM), (LAUNCHER_VARIABLE, signal.SIGKILL)):
+        expected = os.environ.pop(variable, None)
+        if expected is not None and sys.platform.startswith("linux"):
+            _die_with(int(expected), number)
+
+
+def _die_with(parent: int, number: signal.Signals) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        raise TemporaryError(f"the process {parent} that started this step is gone; the step stops before it began")
 
 
 def share_cores_kindly() -> None:
@@ -64,6 +72,15 @@ class Stopper:
     def requested(self) -> bool:
         """Whether the process was told to stop."""
         return self._requested
+
+    def stop_if_requested(self) -> None:
+        """End here when told to before; for places where the interruption itself may have been taken for an error.
+
+        Raises:
+            TemporaryError: the process was told to stop.
+        """
+        if self._requested:
+            raise TemporaryError("told to stop; nothing was published")
 
     @contextmanager
     def cooperative(self) -> Iterator[None]:

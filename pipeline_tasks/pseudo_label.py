@@ -7,12 +7,14 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_tasks.errors import UsageError
+from pipeline_tasks import pinned_files
+from pipeline_tasks.errors import ParameterError, UsageError
 from pipeline_tasks.execution import StepContext, StepResult, execute
+from pipeline_tasks.label_quality import label_quality
 from pipeline_tasks.process import Stopper
 from pipeline_tasks.teach import THRESHOLDS
 from pipeline_tasks.validate_data import is_absent
-from pipeline_tasks.workspace import Workspace
+from pipeline_tasks.workspace import Workspace, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from model.evaluation import Detections
 
 TABLES = "tables"
+QUALITIES = ("precision", "recall")
 
 
 def run_shard(workspace: Workspace, run: str, index: int, count: int, stopper: Stopper) -> StepResult:
@@ -50,7 +53,7 @@ def pseudo_label(context: StepContext) -> dict[str, Any]:
     shards = _finished_shards(context)
     boxes = pa.concat_tables([_read_boxes(shard) for shard in shards])
     _write(context, folder, boxes)
-    return _summary(context, folder)
+    return {**_summary(folder), **_expected_quality(context), **_measured_quality(context, folder)}
 
 
 def _finished_shards(context: StepContext) -> list[Path]:
@@ -91,22 +94,24 @@ def shard_of(image_ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 def _label(context: StepContext, images: ImageSet) -> pa.Table:
     """Boxes above the thresholds. Every batch is filled up: a result must not depend on its neighbours' number."""
-    from model.checkpoint import load_checkpoint
-    from model.evaluation import detect, torch_predictor
+    from model.evaluation import torch_predictor
+    from model.pseudo_labels import detect_for_labels
+    from pipeline_tasks.teacher_checkpoint import load_teacher
     from pipeline_tasks.training_task import open_images, prepare_torch
 
     device = prepare_torch(context.parameters.start)
-    teacher, metadata = load_checkpoint(context.inputs["teacher"] / "checkpoint")
+    teacher, metadata = load_teacher(context.inputs["teacher"] / "checkpoint")
     thresholds = _thresholds(context)
     given = context.parameters.pseudo_label
-    found = detect(
-        _in_full_batches(torch_predictor(teacher.eval().to(device), device), given.batch_size),
+    found = detect_for_labels(
+        _in_full_batches(torch_predictor(teacher.to(device), device), given.batch_size),
         images,
         open_images(context),
         metadata.preprocessing,
+        [given.flip_consistency],
         batch_size=given.batch_size,
         score_threshold=min(thresholds.values()),
-    )
+    )[given.flip_consistency]
     return _boxes_table(found, images, [thresholds[name] for name in metadata.class_names])
 
 
@@ -123,9 +128,22 @@ def _in_full_batches(predict: Any, batch_size: int) -> Any:
 
 
 def _thresholds(context: StepContext) -> dict[str, float]:
-    content = json.loads((context.inputs["teacher"] / THRESHOLDS).read_text(encoding="utf-8"))
     offset = context.parameters.pseudo_label.threshold_offset
-    return {name: min(1.0, max(0.0, value + offset)) for name, value in content["thresholds"].items()}
+    chosen = _chosen_by_teach(context)["thresholds"]
+    return {name: min(1.0, max(0.0, value + offset)) for name, value in chosen.items()}
+
+
+def _chosen_by_teach(context: StepContext) -> dict[str, Any]:
+    """Thresholds, and what they were worth on the validation split, for the run's mode of flip consistency."""
+    content = json.loads((context.inputs["teacher"] / THRESHOLDS).read_text(encoding="utf-8"))
+    mode = context.parameters.pseudo_label.flip_consistency
+    if mode not in content["flip_consistency"]:
+        raise ParameterError(
+            f"pseudo_label.flip_consistency is {mode!r}, but with teach.flip 0 the teacher knows no mirrored images; "
+            "set it to none"
+        )
+    chosen: dict[str, Any] = content["flip_consistency"][mode]
+    return chosen
 
 
 def _boxes_table(found: Detections, images: ImageSet, thresholds: list[float]) -> pa.Table:
@@ -168,10 +186,10 @@ def _write(context: StepContext, folder: Path, boxes: pa.Table) -> None:
     """The unlabelled set's images with their pseudo-boxes, as a dataset of the target's classes."""
     from dataclasses import replace
 
-    from model.checkpoint import load_checkpoint
+    from model.checkpoint import read_metadata
     from model.data.tables import read_dataset, write_dataset
 
-    _, teacher = load_checkpoint(context.inputs["teacher"] / "checkpoint")
+    teacher, _ = read_metadata(context.inputs["teacher"] / "checkpoint")
     unlabeled = read_dataset(context.inputs["unlabeled"])
     names = teacher.class_names
     metadata = replace(
@@ -186,7 +204,28 @@ def _write(context: StepContext, folder: Path, boxes: pa.Table) -> None:
     write_dataset(folder, unlabeled.images, ordered, metadata)
 
 
-def _summary(context: StepContext, folder: Path) -> dict[str, Any]:
+def _expected_quality(context: StepContext) -> dict[str, float]:
+    """What the same thresholds were worth on the validation split."""
+    quality = _chosen_by_teach(context)["validation_quality"]
+    return {f"validation_{name}": quality[name] for name in QUALITIES if quality[name] is not None}
+
+
+def _measured_quality(context: StepContext, folder: Path) -> dict[str, float]:
+    """What the labels themselves are worth, where the true boxes were given."""
+    if pinned_files.TRUE_BOXES not in context.inputs:
+        return {}
+    from model.label_quality_plot import draw_label_quality
+
+    true_boxes = context.inputs[pinned_files.TRUE_BOXES]
+    field, digest = "pseudo_label.true_boxes", context.input_digests[pinned_files.TRUE_BOXES]
+    pinned_files.require_unchanged(field, true_boxes, digest)
+    quality = label_quality(folder, true_boxes).to_json()
+    write_json(context.output / "label_quality.json", quality)
+    draw_label_quality({"pseudo-labels": quality}, context.output / "plots" / "label_quality.png")
+    return {name: quality[name] for name in (*QUALITIES, "truth") if quality[name] is not None}
+
+
+def _summary(folder: Path) -> dict[str, Any]:
     from model.data.tables import read_dataset
 
     images = read_dataset(folder).image_set()

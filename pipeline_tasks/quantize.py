@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import csv
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.params import QuantizeParameters
+from pipeline_tasks.quantization_search import CALIBRATION_BATCH, Choice, Subject, choose_layers
 from pipeline_tasks.training_task import TrainingTask, open_images, prepare_torch, run_training
 from pipeline_tasks.workspace import write_json
 
@@ -18,49 +21,79 @@ if TYPE_CHECKING:
     from model.checkpoint import CheckpointMetadata
     from model.data.image_set import ImageSet
     from model.data.tables import Dataset
-    from model.quantization.sensitivity import LayerSensitivity
     from model.yolo_nas import YoloNAS
 
 log = logging.getLogger(__name__)
 
 REPORT = "quantization.json"
-Measure = Callable[["torch.nn.Module"], float]
+FRONTIER_COLUMNS = (
+    *("weights", "layers_added", "map50_95", "lost_points"),
+    *("predicted", "measured_wall", "measured_cpu", "unit", "published"),
+)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A quantized network on the way, with its validation mAP."""
+    """A quantized network on the way.
+
+    weights: "ptq", or "qat" once trained. met: whether its validation mAP keeps within the budget. time: of one image,
+    to compare stages by; 0 for all where no search asked for it. choice: the search that chose its float layers.
+    """
 
     name: str
+    weights: str
     network: YoloNAS
     map50_95: float
+    met: bool
+    time: float = 0.0
+    choice: Choice | None = None
+
+    @property
+    def added(self) -> list[str]:
+        """Layers that selection left in float."""
+        return sorted(self.choice.added) if self.choice else []
 
 
 def quantize(context: StepContext) -> dict[str, Any]:
-    """Quantize the folded student; publish the network that keeps the most accuracy within the rules.
+    """Quantize the folded student; publish the fastest network within the accuracy budget, else the most accurate.
 
-    PTQ is always measured, then selective quantization; training follows when the budget asks for it. Calibration
-    and sensitivity use training images, choices are made on the validation split: the test split stays unseen.
+    PTQ is always measured, then selective quantization searched; training follows when they miss the budget, or when
+    asked for. Calibration and sensitivity use training images, choices are made on the validation split: the test
+    split stays unseen.
     """
-    from model.checkpoint import load_checkpoint
-    from model.data.tables import read_dataset
+    from model import processes
     from model.quantization.storage import save_quantized
 
+    subject = _subject(context)
+    network = _calibrated(subject)
+    float_map, int8_map = processes.made_by_first(lambda: (subject.measure(subject.folded), subject.measure(network)))
+    log.info("validation mAP50-95: float %.4f, PTQ %.4f", float_map, int8_map)
+    ptq = Stage("ptq", "ptq", network, int8_map, _within_budget(subject, float_map, int8_map))
+    stages = _with_selection(subject, ptq, float_map)
+    stages += _with_training(subject, stages, float_map)
+    best = _best(stages)
+    summary = _summary(context, float_map, stages, best)
+    report = {**summary, "layers_in_float": _write_reports(context, summary, stages, best)}
+    save_quantized(context.output / "checkpoint", best.network, subject.metadata, report)
+    return summary
+
+
+def _subject(context: StepContext) -> Subject:
+    from model.checkpoint import load_checkpoint
+    from model.data.tables import read_dataset
+
+    given, shared = context.parameters.quantize, context.parameters.start
     dataset = read_dataset(context.inputs["target"])
     student, metadata = load_checkpoint(context.inputs["student"])
-    folded = student.eval().fused_copy().to(prepare_torch(context.parameters.start))
+    folded = student.eval().fused_copy().to(prepare_torch(shared))
+    calibration, held_aside = _training_images(dataset.split("train"), given, shared.seed)
     measure = _validation_map(context, dataset, metadata)
-    float_map = measure(folded)
-    given = context.parameters.quantize
-    ptq, selective = _without_training(context, folded, dataset, metadata, measure, float_map)
-    chosen = selective if given.map_budget / 100 < float_map - ptq.map50_95 else ptq
-    trained = _train(context, chosen, folded, dataset, metadata, measure, float_map)
-    best = max((chosen, trained), key=lambda stage: stage.map50_95) if trained else chosen
-    save_quantized(context.output / "checkpoint", best.network, metadata)
-    return _report(context, float_map, [ptq, selective, *([trained] if trained else [])], best)
+    return Subject(context, folded, dataset, metadata, calibration, held_aside, measure)
 
 
-def _validation_map(context: StepContext, dataset: Dataset, metadata: CheckpointMetadata) -> Measure:
+def _validation_map(
+    context: StepContext, dataset: Dataset, metadata: CheckpointMetadata
+) -> Callable[[torch.nn.Module], float]:
     from model.evaluation import detect, evaluate, torch_predictor
 
     validation_set, open_image = dataset.split("val"), open_images(context)
@@ -73,28 +106,6 @@ def _validation_map(context: StepContext, dataset: Dataset, metadata: Checkpoint
     return measure
 
 
-def _without_training(
-    context: StepContext,
-    folded: YoloNAS,
-    dataset: Dataset,
-    metadata: CheckpointMetadata,
-    measure: Measure,
-    float_map: float,
-) -> tuple[Stage, Stage]:
-    """Post-training quantization, and the same with the most sensitive layers left in float."""
-    from model.quantization.quantize import CPU_FLOAT_LAYERS, QuantizationConfig, quantize
-
-    given = context.parameters.quantize
-    calibration, held_aside = _training_images(dataset.split("train"), given, context.parameters.start.seed)
-    in_float = (*CPU_FLOAT_LAYERS, *given.float_layers)
-    config = QuantizationConfig(observer=given.observer, percentile=given.percentile, float_layers=in_float)
-    network = quantize(folded, _batches(context, calibration, metadata), config)
-    ptq = Stage("ptq", network, measure(network))
-    log.info("validation mAP50-95: float %.4f, PTQ %.4f", float_map, ptq.map50_95)
-    selective = _select_float_layers(context, ptq, held_aside, metadata, measure, float_map)
-    return ptq, selective
-
-
 def _training_images(training_set: ImageSet, given: QuantizeParameters, seed: int) -> tuple[ImageSet, ImageSet]:
     """Images to calibrate on, and others to measure sensitivity on (the same ones where there are too few)."""
     import numpy as np
@@ -105,94 +116,160 @@ def _training_images(training_set: ImageSet, given: QuantizeParameters, seed: in
     return training_set.subset(calibration), training_set.subset(held_aside[: given.sensitivity_images])
 
 
-def _batches(context: StepContext, images: ImageSet, metadata: CheckpointMetadata) -> Iterator[torch.Tensor]:
-    import torch
+def _calibrated(subject: Subject) -> YoloNAS:
+    """The quantized network; each process calibrates on its share, and all get the same ranges."""
+    from model.quantization.quantize import CPU_FLOAT_LAYERS, PREDICTION_LAYERS, QuantizationConfig, quantize
 
-    from model.data.loader import evaluation_batches
+    given = subject.context.parameters.quantize
+    by_default = PREDICTION_LAYERS if given.merge_upsampling else CPU_FLOAT_LAYERS
+    config = QuantizationConfig(
+        observer=given.observer,
+        percentile=given.percentile,
+        float_layers=(*by_default, *given.float_layers),
+        merge_upsampling=given.merge_upsampling,
+    )
+    return quantize(subject.folded, subject.batches(subject.calibration, CALIBRATION_BATCH), config)
 
-    device = prepare_torch(context.parameters.start)
-    for batch, _, _ in evaluation_batches(images, open_images(context), metadata.preprocessing, 16):
-        yield torch.from_numpy(batch).to(device).float() / 255
+
+def _within_budget(subject: Subject, float_map: float, value: float) -> bool:
+    return value >= float_map - subject.context.parameters.quantize.map_budget / 100
 
 
-def _select_float_layers(
-    context: StepContext,
-    ptq: Stage,
-    held_aside: ImageSet,
-    metadata: CheckpointMetadata,
-    measure: Measure,
-    float_map: float,
-) -> Stage:
-    """Leave more and more of the most sensitive layers in float until the budget is met."""
-    import copy
-
+def _with_selection(subject: Subject, stage: Stage, float_map: float) -> list[Stage]:
+    """A stage, and what comes of it when the layers that matter most are left in float too."""
     from model.quantization.quantize import float_layers, set_float_layers
-    from model.quantization.sensitivity import choose_float_layers, layer_sensitivity, multiply_add_shares
 
-    given = context.parameters.quantize
-    sensitivities = layer_sensitivity(ptq.network, list(_batches(context, held_aside, metadata)))
-    shares = multiply_add_shares(ptq.network, metadata.preprocessing.input_size)
-    _write_sensitivities(context, sensitivities, shares)
-    stage = ptq
-    for share in (given.maximum_float_share / 3, given.maximum_float_share):
-        network = copy.deepcopy(ptq.network)
-        chosen = choose_float_layers(sensitivities, shares, share)
-        set_float_layers(network, {**float_layers(network), **chosen})
-        stage = Stage("selective", network, measure(network))
-        log.info("validation mAP50-95: selective, %d more layers in float, %.4f", len(chosen), stage.map50_95)
-        if float_map - stage.map50_95 <= given.map_budget / 100:
-            break
-    return stage
+    if not subject.context.parameters.quantize.selection_evaluations:
+        return [stage]
+    choice = choose_layers(subject, stage.network, stage.weights, float_map, stage.map50_95)
+    network = copy.deepcopy(stage.network)
+    set_float_layers(network, {**float_layers(network), **choice.added})
+    name = "selective" if stage.weights == "ptq" else "qat_selective"
+    selective = Stage(name, stage.weights, network, choice.map50_95, choice.met, choice.time, choice)
+    return [replace(stage, time=choice.time_before), selective]
 
 
-def _write_sensitivities(context: StepContext, sensitivities: list[LayerSensitivity], shares: dict[str, float]) -> None:
-    rows = [{"layer": s.name, "error": s.error, "multiply_add_share": shares[s.name]} for s in sensitivities]
-    write_json(context.output / "sensitivity.json", rows)
+def _with_training(subject: Subject, stages: list[Stage], float_map: float) -> list[Stage]:
+    """Quantization-aware training, when asked for or needed; its own selection, when that still misses the budget.
+
+    It starts from what meets the budget. Where nothing does, it starts from PTQ: training may recover all of it, and
+    then no layer has to stay in float.
+    """
+    mode = subject.context.parameters.quantize.qat
+    met = any(stage.met for stage in stages)
+    if mode == "never" or (mode == "auto" and met):
+        return []
+    start = _best(stages) if met else stages[0]
+    network = _trained(subject, start.network)
+    map50_95 = subject.measure(network)
+    log.info("validation mAP50-95: QAT %.4f", map50_95)
+    within = _within_budget(subject, float_map, map50_95)
+    trained = Stage("qat", "qat", network, map50_95, within, start.time, start.choice)
+    return [trained] if within or met else _with_selection(subject, trained, float_map)
 
 
-def _train(
-    context: StepContext,
-    chosen: Stage,
-    folded: YoloNAS,
-    dataset: Dataset,
-    metadata: CheckpointMetadata,
-    measure: Measure,
-    float_map: float,
-) -> Stage | None:
-    """Quantization-aware training with distillation from the float network, when asked for or needed."""
-    import copy
-
+def _trained(subject: Subject, network: YoloNAS) -> YoloNAS:
+    """A copy after the ordinary training loop, with distillation from the float network."""
     from model.distillation import DistillationConfig
     from pipeline_tasks.distillation_task import with_teacher
 
-    given = context.parameters.quantize
-    misses = float_map - chosen.map50_95 > given.map_budget / 100
-    if given.qat == "never" or (given.qat == "auto" and not misses):
-        return None
-    weight = given.training.distillation_weight
+    context, metadata = subject.context, subject.metadata
+    given = context.parameters.quantize.training
+    weight = given.distillation_weight
     config = DistillationConfig(class_logits_weight=weight, box_distribution_weight=weight)
-    network = copy.deepcopy(chosen.network)
     task = TrainingTask(
-        model=network,
-        training_set=dataset.split("train"),
-        validation_set=dataset.split("val"),
-        compute_loss=with_teacher(copy.deepcopy(folded), len(metadata.class_names), config),
-        parameters=given.training,
+        model=copy.deepcopy(network),
+        training_set=subject.dataset.split("train"),
+        validation_set=subject.dataset.split("val"),
+        compute_loss=with_teacher(copy.deepcopy(subject.folded), len(metadata.class_names), config),
+        parameters=given,
         preprocessing=metadata.preprocessing,
         reduced_precision=False,
     )
     run_training(context, task)
-    stage = Stage("qat", network, measure(network))
-    log.info("validation mAP50-95: QAT %.4f", stage.map50_95)
-    return stage
+    return task.model
 
 
-def _report(context: StepContext, float_map: float, stages: list[Stage], best: Stage) -> dict[str, Any]:
-    from model.quantization.quantize import float_layers, precision_per_layer
+def _best(stages: list[Stage]) -> Stage:
+    """The fastest that meets the budget, of equally fast ones the most accurate; where none does, the most accurate."""
+    met = [stage for stage in stages if stage.met]
+    if met:
+        return min(met, key=lambda stage: (stage.time, -stage.map50_95))
+    return max(stages, key=lambda stage: stage.map50_95)
+
+
+def _summary(context: StepContext, float_map: float, stages: list[Stage], best: Stage) -> dict[str, Any]:
+    from model.quantization.quantize import float_layers, quantized_layers
+
+    in_float = len(float_layers(best.network))
+    return {
+        "float_map50_95": float_map,
+        **{f"{stage.name}_map50_95": stage.map50_95 for stage in stages},
+        "published": best.name,
+        "quantized_layers": len(quantized_layers(best.network)) - in_float,
+        "float_layers": in_float,
+        "map_budget_points": context.parameters.quantize.map_budget,
+        "budget_met": best.met,
+    }
+
+
+def _searched(stages: list[Stage]) -> list[Choice]:
+    """The searches that were made, each once."""
+    return [stage.choice for stage in stages if stage.choice and stage.name.endswith("selective")]
+
+
+def _write_reports(
+    context: StepContext, summary: dict[str, Any], stages: list[Stage], best: Stage
+) -> list[dict[str, Any]]:
+    """The step's files; returns the rows of the published network's float layers."""
+    from model.quantization.quantize import float_layers
 
     in_float = float_layers(best.network)
-    quantized = len(precision_per_layer(best.network)) - len(in_float)
-    precision = {"published": best.name, "quantized_layers": quantized, "float_layers": len(in_float)}
-    maps = {"float_map50_95": float_map, **{f"{stage.name}_map50_95": stage.map50_95 for stage in stages}}
-    write_json(context.output / REPORT, {**maps, **precision, "float_layer_reasons": in_float})
-    return {**maps, **precision}
+    layers = [row for choice in _searched(stages) for row in choice.layers]
+    write_json(context.output / REPORT, {**summary, "float_layer_reasons": in_float})
+    write_json(context.output / "sensitivity.json", layers)
+    _write_frontier(context, stages, best)
+    return _float_rows(in_float, best, layers)
+
+
+def _float_rows(in_float: dict[str, str], best: Stage, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For engine.json: every float layer, why, and what was measured on it."""
+    known = {row["layer"]: row for row in layers if row["weights"] == best.weights} or {
+        row["layer"]: row for row in layers
+    }
+    kept = ("error", "int8_time", "float_time", "unit")
+    return [
+        {"layer": name, "reason": reason, "chosen_by": "search" if name in best.added else "rule"}
+        | {key: known[name][key] for key in kept if name in known}
+        for name, reason in in_float.items()
+    ]
+
+
+def _write_frontier(context: StepContext, stages: list[Stage], best: Stage) -> None:
+    """All choices that were measured, as JSON, table and picture."""
+    from model.quantization.frontier_plot import draw_frontier
+
+    rows = [row for choice in _searched(stages) for row in choice.frontier]
+    rows = [row for index, row in enumerate(rows) if index == 0 or row["weights"] != "float"]
+    if not rows:
+        return
+    for stage in stages:
+        if stage.name == "qat":
+            rows += _trained_rows(stage, rows)
+    for row in rows:
+        row["published"] = (row["weights"], row["added"]) == (best.weights, best.added)
+    write_json(context.output / "frontier.json", rows)
+    with (context.output / "frontier.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FRONTIER_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**row, "layers_added": len(row["added"])} for row in rows)
+    draw_frontier(rows, context.parameters.quantize.map_budget, context.output / "plots" / "frontier.png")
+
+
+def _trained_rows(stage: Stage, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trained network takes the time of the one it was trained from."""
+    if any(row["weights"] == "qat" and row["added"] == stage.added for row in rows):
+        return []
+    lost = 100 * (rows[0]["map50_95"] - stage.map50_95)
+    twin = next(row for row in rows if row["weights"] == "ptq" and row["added"] == stage.added)
+    return [{**twin, "weights": "qat", "map50_95": stage.map50_95, "lost_points": lost}]

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import champion, verdict
+from pipeline_tasks import champion, initial_checkpoint, pinned_files, verdict
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.tracking import registry
@@ -57,6 +57,8 @@ def _bundle(context: StepContext) -> Path:
         "run": context.run["run"],
         "datasets": datasets,
         "parameters": parameters_digest(context.parameters),
+        initial_checkpoint.INPUT: initial_checkpoint.pinned_digest(context.run),
+        pinned_files.EXTRA_TEACHERS: pinned_files.extra_teachers(context.run),
         "seen_images": _seen_images(context),
     }
     write_json(bundle / champion.LINEAGE_FILE, lineage)
@@ -77,7 +79,8 @@ def _seen_images(context: StepContext) -> list[str]:
         if role == "target":
             table = table.filter(pc.not_equal(table["split"], "test"))
         seen.update(digest for digest in table["sha256"].to_pylist() if digest)
-    if context.run["parameters"]["start"]["from_champion"] and context.champion:
+    descends = context.parameters.start.from_champion or context.parameters.teach.source != "train"
+    if descends and context.champion:
         ancestor = json.loads((context.champion / champion.LINEAGE_FILE).read_text(encoding="utf-8"))
         seen.update(ancestor["seen_images"])
     return sorted(seen)

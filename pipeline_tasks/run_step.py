@@ -6,11 +6,15 @@ import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from pipeline_tasks import errors, pseudo_label, verdict
-from pipeline_tasks.errors import UsageError
-from pipeline_tasks.execution import StepBody, StepResult, execute
+from pipeline_tasks import errors, launch, pseudo_label, verdict
+from pipeline_tasks.errors import StepError, UsageError
+from pipeline_tasks.execution import StepBody, StepResult, assist, execute
+from pipeline_tasks.keys import RunKeys
+from pipeline_tasks.params import Parameters, StartParameters
 from pipeline_tasks.process import Stopper
+from pipeline_tasks.team import Team
 from pipeline_tasks.workspace import Workspace
 
 
@@ -22,8 +26,49 @@ def run_step(
     stopper.install()
     if shard is not None:
         return _run_shards(workspace, run, shard, stopper), errors.EXIT_DONE
-    result = execute(workspace, run, step, _body(step), stopper, part)
+    team = _team(workspace, run, step)
+    try:
+        result = execute(workspace, run, step, _body(step), stopper, part, team=team)
+    except StepError as error:
+        team.tell(error.exit_code)
+        raise
     return result, _exit_code(workspace.step_directory(step, result.key), step)
+
+
+def assist_step(workspace: Workspace, run: str, step: str, part: str = "") -> int:
+    """Do one process's share of a step that the first process runs; gives the exit code."""
+    stopper = Stopper()
+    stopper.install()
+    team = _team(workspace, run, step)
+    told = team.hear()
+    if told is not None:
+        return told
+    assist(workspace, run, step, _body(step), stopper, part)
+    return errors.EXIT_DONE
+
+
+def processes_to_start(workspace: Workspace, run: str, step: str, part: str, asked: int | None) -> tuple[int, str]:
+    """How many training processes a step still needs, 1 meaning this one, and the device they train on.
+
+    Raises:
+        UsageError: the run was not started, an earlier step has not finished, or the number cannot be.
+    """
+    frozen = workspace.read_run(run)
+    shared = _shared(frozen)
+    count = launch.count(asked, shared.processes)
+    if count > 1 and workspace.find(step, RunKeys(workspace, frozen).of(step, part).key):
+        count = 1
+    return count, shared.device
+
+
+def _team(workspace: Workspace, run: str, step: str) -> Team:
+    if step not in launch.TRAINING_STEPS or not launch.is_member():
+        return Team()
+    return Team(_shared(workspace.read_run(run)))
+
+
+def _shared(frozen: dict[str, Any]) -> StartParameters:
+    return Parameters.model_validate(frozen["parameters"]).start
 
 
 def _run_shards(workspace: Workspace, run: str, shard: str, stopper: Stopper) -> StepResult:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import digests
+from pipeline_tasks import digests, initial_checkpoint, pinned_files
 from pipeline_tasks.champion import LINEAGE_FILE
 from pipeline_tasks.errors import DataError, ParameterError, RejectedError, UsageError
 from pipeline_tasks.keys import parameters_digest
@@ -56,9 +56,11 @@ def _freeze(workspace: Workspace, run: str, parameters: Parameters) -> dict[str,
         "run": run,
         "created_ms": int(time.time() * 1000),
         "parameters": parameters.to_json(),
-        "datasets": {role: _dataset(parameters, role, field) for role, field in ROLES.items()},
+        "datasets": {role: pin_dataset(parameters, role, field) for role, field in ROLES.items()},
         "champion": _champion(workspace, parameters),
-        "registry": digests.of_json(_registry_name(workspace))[:16],
+        "initial_checkpoint": initial_checkpoint.pin(parameters),
+        pinned_files.FIELD: pinned_files.pin(parameters),
+        "registry": registry_name(workspace),
         "code_version": code_version(),
         "steps": {},
     }
@@ -72,7 +74,10 @@ def _require_change(workspace: Workspace, frozen: dict[str, Any], parameters: Pa
     path = workspace.root / champion["directory"] / LINEAGE_FILE
     made_from = json.loads(path.read_text(encoding="utf-8"))
     datasets = {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry}
-    if (made_from["datasets"], made_from["parameters"]) == (datasets, parameters_digest(parameters)):
+    made_of = [made_from["datasets"], made_from["parameters"], made_from.get(initial_checkpoint.INPUT)]
+    made_of.append(made_from.get(pinned_files.EXTRA_TEACHERS, []))
+    files = [initial_checkpoint.pinned_digest(frozen), pinned_files.extra_teachers(frozen)]
+    if made_of == [datasets, parameters_digest(parameters), *files]:
         raise RejectedError(
             f"nothing to do: {champion['name']} v{champion['version']} was made from these datasets "
             "with these parameters"
@@ -80,7 +85,8 @@ def _require_change(workspace: Workspace, frozen: dict[str, Any], parameters: Pa
 
 
 def _continue_existing(existing: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
-    changed = [name for name in ("parameters", "datasets") if _facts(existing, name) != _facts(frozen, name)]
+    names = ("parameters", "datasets", initial_checkpoint.INPUT, pinned_files.FIELD)
+    changed = [name for name in names if _facts(existing, name) != _facts(frozen, name)]
     if changed:
         raise UsageError(
             f"run {existing['run']!r} exists with other {' and '.join(changed)}; "
@@ -94,10 +100,20 @@ def _facts(frozen: dict[str, Any], name: str) -> Any:
     """What must be equal: a dataset's content, not the repository's commit, which moves with unrelated work."""
     if name == "parameters":
         return frozen["parameters"]
+    if name == initial_checkpoint.INPUT:
+        return initial_checkpoint.pinned_digest(frozen)
+    if name == pinned_files.FIELD:
+        return [pinned_files.of_step(frozen, step) for step in ("teach", "pseudo_label")]
     return {role: entry and entry["digest"] for role, entry in frozen["datasets"].items()}
 
 
-def _dataset(parameters: Parameters, role: str, field: str) -> dict[str, Any] | None:
+def pin_dataset(parameters: Parameters, role: str, field: str) -> dict[str, Any] | None:
+    """Place, content digest and DVC revision of a set; None where none was given.
+
+    Raises:
+        ParameterError: it is the target set, which must be given.
+        DataError: the folder does not exist.
+    """
     folder = getattr(parameters.start, field)
     if not folder:
         if role == "target":
@@ -115,15 +131,21 @@ def _champion(workspace: Workspace, parameters: Parameters) -> dict[str, Any] | 
     """The champion of this moment, fetched into the workspace and pinned for the whole run."""
     name = parameters.start.model_name
     champion = registry.fetch_champion(workspace, name)
-    if champion is None and parameters.start.from_champion:
-        raise UsageError(f"model {name!r} has no champion to start from; run the full chain (train_yolo_nas) first")
+    if champion is None and (parameters.start.from_champion or parameters.teach.source != "train"):
+        raise no_champion(parameters)
     return champion
 
 
-def _registry_name(workspace: Workspace) -> str:
-    """The registry a version number belongs to; the workspace's own is named without its place."""
+def no_champion(parameters: Parameters) -> UsageError:
+    """The error of a run that needs a champion where there is none."""
+    name = parameters.start.model_name
+    return UsageError(f"model {name!r} has no champion to start from; run the full chain (train_yolo_nas) first")
+
+
+def registry_name(workspace: Workspace) -> str:
+    """Digest of the registry a version number belongs to; the workspace's own is named without its place."""
     uri = tracking_uri(workspace)
-    return "workspace" if str(workspace.root) in uri else uri.rsplit("@", 1)[-1]
+    return digests.of_json("workspace" if str(workspace.root) in uri else uri.rsplit("@", 1)[-1])[:16]
 
 
 def code_version() -> str:

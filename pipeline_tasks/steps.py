@@ -76,12 +76,13 @@ STEPS: tuple[StepDefinition, ...] = (
     ),
     StepDefinition(
         "teach",
-        "Fine-tune the teacher on the target set and choose a score threshold per class.",
-        outputs="checkpoint, thresholds.json, metrics, curves",
+        "Fine-tune the teacher on the target set, or take the champion; choose a score threshold per class.",
+        outputs="checkpoint, thresholds.json with the labels' precision and recall, metrics, curves",
         inputs=(TARGET, Input("weights", "pretrain", "teacher", "checkpoint")),
         uses_accelerator=True,
         timeout_hours=24 * 7,
         shared_parameters=("image_size", "seed", "precision", "teacher_variant"),
+        contract_version=2,
     ),
     StepDefinition(
         "pseudo_label",
@@ -91,6 +92,7 @@ STEPS: tuple[StepDefinition, ...] = (
         sharded=True,
         uses_accelerator=True,
         timeout_hours=48.0,
+        contract_version=2,
     ),
     StepDefinition(
         "distill",
@@ -109,11 +111,12 @@ STEPS: tuple[StepDefinition, ...] = (
     StepDefinition(
         "quantize",
         "Calibrate on training images, leave sensitive layers in float, train quantization-aware.",
-        outputs="quantized checkpoint, quantization.json",
+        outputs="quantized checkpoint, quantization.json, frontier of accuracy and time",
         inputs=(TARGET, Input("student", "distill", folder="checkpoint")),
         uses_accelerator=True,
         timeout_hours=24 * 3,
         shared_parameters=("seed",),
+        contract_version=2,
     ),
     StepDefinition(
         "export",

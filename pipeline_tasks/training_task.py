@@ -7,27 +7,36 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import digests
 from pipeline_tasks.errors import ConfigurationError, TemporaryError
 from pipeline_tasks.execution import StepContext
-from pipeline_tasks.params import StartParameters, TrainingParameters
+from pipeline_tasks.params import StartParameters
+from pipeline_tasks.team import end_of_training
+from pipeline_tasks.training_parameters import TrainingParameters
+from pipeline_tasks.transfer import Transfer
+from pipeline_tasks.workspace import write_json
 
 if TYPE_CHECKING:
     import torch
 
+    from model.batch_source import BatchSource
     from model.checkpoint import CheckpointMetadata
     from model.data.image_set import ImageSet, OpenImage
     from model.data.loader import TrainingLoader
     from model.preprocessing import Preprocessing
     from model.training import TrainingConfig, TrainingResult
+    from model.training_length import Length
     from model.training_step import ComputeLoss
     from model.yolo_nas import YoloNAS
 
 log = logging.getLogger(__name__)
+
+TRANSFER = "transfer.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,19 @@ class TrainingTask:
     preprocessing: Preprocessing
     reduced_precision: bool = True
     """Whether `start.precision` holds; rounding to INT8 needs exact scales and is always simulated in float32."""
+    transfer: Transfer | None = None
+    """What the network took over from a checkpoint; None for one that starts as a whole, or from random weights."""
+    phases: Phases | None = None
+    """Parts of `training_set` to learn from one after the other, in as many steps as the whole set takes."""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Images for the first share of a training's optimiser steps, and for the rest."""
+
+    first: ImageSet
+    rest: ImageSet
+    first_share: float
 
 
 def prepare_torch(shared: StartParameters) -> torch.device:
@@ -71,6 +93,7 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
     """Train until the end, or until told to stop, and write metrics.jsonl and the curves.
 
     Raises:
+        Helped: in every process but the first, at the end of the training they share.
         TemporaryError: told to stop; the state is saved and the same command goes on from it.
     """
     from model.plots import training_curves
@@ -78,7 +101,8 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
 
     shared = context.parameters.start
     device = prepare_torch(shared)
-    loader = _loader(context, task)
+    task = _with_fitting_batch(context, task)
+    loader, plan = _batch_source(context, task)
     evaluate = _evaluation(context, task, device) if task.validation_set is not None else None
     try:
         with context.stopper.cooperative():
@@ -91,15 +115,34 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
                 evaluate=evaluate,
                 on_epoch_end=context.on_epoch_end,
                 should_stop=context.stopper.requested,
+                on_length=plan,
             )
     except Stopped as stopped:
         raise TemporaryError(f"told to stop: {stopped}; run the same command again to go on") from None
+    end_of_training()
     task.model.load_state_dict(result.best_model_state)
     task.model.eval()
     shutil.copyfile(context.state / "metrics.jsonl", context.output / "metrics.jsonl")
     _write_history(context.output / "history.csv", result.history)
     training_curves(result.history, _plots(context) / "curves.png")
     return result
+
+
+def _with_fitting_batch(context: StepContext, task: TrainingTask) -> TrainingTask:
+    """The task with the batch size that fits the device, where its parameters ask for that."""
+    from model.batch_size import Trial, fitting_batch_size
+    from model.data.sampling import input_sizes
+
+    given = task.parameters
+    if not given.auto_batch_size:
+        return task
+    largest_size = input_sizes(task.preprocessing.input_size, given.multi_scale)[-1]
+    # mosaic and mixup join images, but hardly ever several as full as the fullest
+    boxes = int(task.training_set.box_counts.max()) * (2 if given.mosaic or given.mixup else 1)
+    config = training_config(task, context.parameters.start)
+    trial = Trial(task.model, task.compute_loss, config, largest_size, boxes)
+    batch_size = fitting_batch_size(context.state, trial, len(task.training_set))
+    return replace(task, parameters=given.model_copy(update={"batch_size": batch_size}))
 
 
 def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
@@ -125,14 +168,40 @@ def training_config(task: TrainingTask, shared: StartParameters) -> TrainingConf
         warmup_steps=parameters.warmup_steps,
         ema_decay=parameters.ema_decay,
         gradient_clip_norm=parameters.gradient_clip_norm or 0.0,
+        accumulate_steps=parameters.accumulate_steps,
+        freeze=tuple(parameters.freeze),
+        layer_decay=parameters.layer_decay,
+        fresh_parameters=_fresh_parameters(task),
         close_mosaic_epochs=parameters.close_mosaic_epochs,
         evaluate_every_epochs=parameters.evaluate_every_epochs,
+        early_stop_epochs=parameters.early_stop_epochs,
         checkpoint_every_steps=parameters.checkpoint_every_steps,
         seed=shared.seed,
         device=shared.device,
         precision=shared.precision if task.reduced_precision else "float32",
         budget_minutes=parameters.budget_minutes,
     )
+
+
+def _fresh_parameters(task: TrainingTask) -> tuple[str, ...]:
+    """Parameters that no checkpoint filled; they matter to layer-wise rates only."""
+    if task.transfer is None or task.parameters.layer_decay == 1:
+        return ()
+    fresh = set(task.transfer.report.reinitialised)
+    return tuple(name for name, _ in task.model.named_parameters() if name in fresh)
+
+
+def _batch_source(context: StepContext, task: TrainingTask) -> tuple[BatchSource, Callable[[Length], None]]:
+    """The task's batches, and what must be told the training's length."""
+    from model.data.phases import PhasedLoader
+
+    whole, phases = _loader(context, task), task.phases
+    if phases is None:
+        return whole, lambda length: None
+    parts = [replace(task, training_set=images) for images in (phases.first, phases.rest)]
+    first, rest = (partial(_loader, context, part) for part in parts)
+    loader = PhasedLoader((first, rest), whole.batches_per_epoch, phases.first_share)
+    return loader, lambda length: loader.plan(length.total_steps / length.batches_per_epoch)
 
 
 def _loader(context: StepContext, task: TrainingTask) -> TrainingLoader:
@@ -162,6 +231,8 @@ def _loader(context: StepContext, task: TrainingTask) -> TrainingLoader:
         shared.seed,
         workers=shared.loader_workers,
         cache_megabytes=shared.cache_megabytes,
+        class_balance=given.class_balance,
+        multi_scale=given.multi_scale,
     )
 
 
@@ -217,22 +288,21 @@ def write_checkpoint(
 
 def start_network(
     context: StepContext, variant: str, class_names: tuple[str, ...], source: Path
-) -> tuple[YoloNAS, dict[str, Any]]:
-    """A network of the step's own classes with the weights of a checkpoint, as far as they fit, and its lineage."""
+) -> tuple[YoloNAS, dict[str, Any], Transfer]:
+    """A network of the step's own classes with the weights of a checkpoint, as far as they fit, its lineage, and what
+    fitted, which is also written to `transfer.json`.
+    """
     import model
     from model.checkpoint import load_checkpoint, transfer_weights
 
     prepare_torch(context.parameters.start)
     network = model.build(variant, len(class_names))
     parent, metadata = load_checkpoint(source)
-    if metadata.variant != variant:
-        log.warning("the weights are of variant %s, the network is %s: little of them fits", metadata.variant, variant)
     report = transfer_weights(network, parent.state_dict(), metadata.class_names, class_names)
-    log.info(
-        "weights of %s: %d tensors kept, %d new, %d of %d classes known",
-        metadata.variant, len(report.kept), len(report.reinitialised), len(report.classes_kept), len(class_names),
-    )  # fmt: skip
-    return network, dict(metadata.lineage)
+    transfer = Transfer(metadata.variant, class_names, report)
+    transfer.tell(variant)
+    write_json(context.output / TRANSFER, transfer.to_json())
+    return network, dict(metadata.lineage), transfer
 
 
 def merge_lineage(*lineages: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,8 +329,12 @@ def _plots(context: StepContext) -> Path:
     return folder
 
 
-def training_summary(result: TrainingResult, images: int) -> dict[str, Any]:
+def training_summary(result: TrainingResult, images: int, transfer: Transfer | None = None) -> dict[str, Any]:
     """The numbers of a training that its manifest and MLflow carry."""
     best = next((row for row in result.history if row["epoch"] == result.best_epoch), result.history[-1])
     scores: dict[str, Any] = {name: best[name] for name in ("map50_95", "map50", "map75") if name in best}
-    return {"images": images, "steps": result.total_steps, "best_epoch": result.best_epoch, **scores}
+    summary = {"images": images, "steps": result.total_steps, "best_epoch": result.best_epoch, **scores}
+    summary["images_per_step"] = result.images_per_step
+    if result.stopped_early:
+        summary["stopped_early_after_epoch"] = len(result.history)
+    return {**summary, "transfer": transfer.summary()} if transfer else summary

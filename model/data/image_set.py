@@ -7,7 +7,7 @@ and, after a fork, by every loader process.  Nothing here is a list with one Pyt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -190,6 +190,12 @@ class ImageSet:
             is_crowd=columns.is_crowd[rows],
             area=columns.area[rows],
         )
+
+    def with_scores(self, scores: ArrayLike) -> ImageSet:
+        """The same images and boxes, the boxes with these scores, in the order of ``all_boxes``."""
+        columns = _compact(self)
+        values = np.broadcast_to(np.asarray(scores, np.float32), columns.scores.shape)
+        return ImageSet(replace(columns, scores=values), self.class_names)
 
     def class_counts(self) -> dict[str, int]:
         """Boxes of each class, crowd regions left out."""

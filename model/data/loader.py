@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -18,10 +19,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from model import processes
 from model.data.augmentation import AugmentationConfig, Sample, augment
 from model.data.image_set import ImageSet, OpenImage
+from model.data.sampling import (
+    EpochImages,
+    batch_input_size,
+    epoch_images,
+    images_per_epoch,
+    input_sizes,
+    repeat_factors,
+)
 from model.loss import Targets
 from model.preprocessing import Letterbox, Preprocessing
 
-AUGMENTATION_STREAM, SHUFFLE_STREAM = 1, 2  # first word of each seed, so that no two generators share one
+logger = logging.getLogger(__name__)
+
+AUGMENTATION_STREAM = 1  # first word of each seed, beside those in sampling.py: no two generators share one
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,13 @@ class Batch:
 class TrainingLoader:
     """Shuffled, augmented batches; epoch e and batch b determine every bit of a batch.
 
-    Each draw comes from (seed, epoch, position of the image in the set), so batches are equal for any number
-    of workers and after a resume in mid-epoch. The last incomplete batch of an epoch is left out, unless the
-    whole set is smaller than a batch. Crowd regions are no targets.
+    Each draw comes from (seed, epoch, position of the image in the epoch's list), so batches are equal for any
+    number of workers and after a resume in mid-epoch. The last incomplete batch of an epoch is left out, unless
+    the whole set is smaller than a batch. Crowd regions are no targets.
+
+    ``class_balance`` lets images of rare classes come more often (see ``sampling.repeat_factors``; 0 is off), as
+    partners in mosaics too. ``multi_scale`` gives each batch a random size S within the input size * (1 ± it)
+    (0 is off), made by the one warp that every image goes through anyway; without mosaic S is the input size.
 
     Workers are forked once and kept. ``cache_megabytes`` holds pictures in memory, decoded and shrunk to the
     input size, shared by all workers: on a machine with few cores decoding takes longer than augmenting.
@@ -59,6 +74,8 @@ class TrainingLoader:
         seed: int,
         workers: int = 0,
         cache_megabytes: int = 0,
+        class_balance: float = 0.0,
+        multi_scale: float = 0.0,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -68,13 +85,18 @@ class TrainingLoader:
         ):
             if value < least:
                 raise ValueError(f"loader.{name} must be at least {least}, got {value}")
-        if len(image_set) < processes.count():
+        if min(batch_size, len(image_set)) < processes.count():
             raise ValueError(
-                f"the training set has {len(image_set)} images, fewer than training processes "
-                f"({processes.count()}); check the split's name and the validation report"
+                f"batch_size {batch_size} and a training set of {len(image_set)} images leave nothing for some of "
+                f"{processes.count()} training processes; start fewer, or check the split's name"
             )
-        pictures = _ReducedPictures(image_set, open_image, preprocessing, cache_megabytes)
-        self._batches = _Batches(pictures, batch_size, augmentation, seed)
+        sizes = input_sizes(preprocessing.input_size, multi_scale)
+        largest = replace(preprocessing, input_size=sizes[-1])
+        pictures = _ReducedPictures(image_set, open_image, largest, cache_megabytes)
+        factors = repeat_factors(image_set, class_balance) if class_balance else np.ones(len(image_set))
+        if processes.rank() == 0:
+            _tell_of_sampling(sizes, factors)
+        self._batches = _Batches(pictures, batch_size, augmentation, seed, preprocessing, sizes, factors)
         self._keys = _BatchKeys()
         self._workers = _start_workers(self._batches, self._keys, workers) if workers else None
 
@@ -83,7 +105,8 @@ class TrainingLoader:
         return self._batches.count
 
     def epoch(self, epoch: int, start_batch: int = 0, mosaic_enabled: bool = True) -> Iterator[Batch]:
-        """The batches of one epoch from ``start_batch`` on.
+        """The batches of one epoch from ``start_batch`` on; ``mosaic_enabled=False`` switches off mosaic, mixup and
+        random input sizes.
 
         Whatever ``open_image`` raises comes out unchanged; ``ValueError`` for an image of another size than recorded.
         """
@@ -102,6 +125,15 @@ class TrainingLoader:
             # letting go of the workers ends them here and now; held by the traceback they would end seconds later
             self._workers = _start_workers(self._batches, self._keys, self._workers.num_workers)
             raise error
+
+
+def _tell_of_sampling(sizes: tuple[int, ...], factors: NDArray[np.float64]) -> None:
+    count = images_per_epoch(factors)
+    if count > len(factors):
+        text = "class_balance: an epoch has %d images instead of %d; an image comes up to %.1f times on average"
+        logger.info(text, count, len(factors), factors.max() * count / factors.sum())
+    if len(sizes) > 1:
+        logger.info("multi_scale: input sizes %s pixels", ", ".join(map(str, sizes)))
 
 
 @dataclass(frozen=True)
@@ -132,21 +164,31 @@ class _BatchKeys(Sampler[Key]):
 
 
 class _Batches(Dataset["_Arrays | Exception"]):
-    """Makes the batch for a key.  Training processes share an epoch: process r of P makes every P-th batch."""
+    """Makes the batch for a key.  Training processes share each batch: process r of P makes every P-th image."""
 
     def __init__(
-        self, pictures: _ReducedPictures, batch_size: int, augmentation: AugmentationConfig, seed: int
+        self,
+        pictures: _ReducedPictures,
+        batch_size: int,
+        augmentation: AugmentationConfig,
+        seed: int,
+        preprocessing: Preprocessing,
+        sizes: tuple[int, ...],
+        factors: NDArray[np.float64],
     ) -> None:
         self._pictures = pictures
         self._process, self._processes = processes.rank(), processes.count()
-        self._batch_size = min(batch_size, len(pictures) // self._processes)
+        self._image_count = images_per_epoch(factors)
+        self._batch_size = min(batch_size, self._image_count)
         self._augmentation = augmentation
+        self._closing = replace(augmentation, mosaic_probability=0.0, mixup_probability=0.0)
         self._seed = seed
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._preprocessing, self._sizes, self._factors = preprocessing, sizes, factors
+        self._epoch: tuple[int, EpochImages] | None = None
 
     @property
     def count(self) -> int:
-        return len(self._pictures) // (self._batch_size * self._processes)
+        return self._image_count // self._batch_size
 
     def __getitem__(self, key: Key) -> _Arrays | Exception:
         """In a worker: an error is returned, to be raised unchanged where the user sees it."""
@@ -157,28 +199,33 @@ class _Batches(Dataset["_Arrays | Exception"]):
 
     def make(self, key: Key) -> _Arrays:
         epoch, batch, mosaic_enabled = key
-        first = (batch * self._processes + self._process) * self._batch_size
-        chosen = self._shuffled(epoch)[first : first + self._batch_size]
-        samples = [self._sample(int(index), epoch, mosaic_enabled) for index in chosen]
-        return _collate(samples, self._pictures.image_set.image_ids[chosen])
+        first = batch * self._batch_size
+        images = self._images(epoch)
+        places = images.order[first : first + self._batch_size][self._process :: self._processes]
+        preprocessing = self._preprocessing
+        if mosaic_enabled:
+            size = batch_input_size(self._sizes, self._seed, epoch, batch)
+            preprocessing = replace(preprocessing, input_size=size)
+        config = self._augmentation if mosaic_enabled else self._closing
+        samples = [self._sample(int(place), images, epoch, preprocessing, config) for place in places]
+        return _collate(samples, self._pictures.image_set.image_ids[images.listed[places]])
 
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        if self._order[0] != epoch:
-            random = np.random.default_rng([SHUFFLE_STREAM, self._seed, epoch])
-            self._order = (epoch, random.permutation(len(self._pictures)))
-        return self._order[1]
+    def _images(self, epoch: int) -> EpochImages:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_images(self._factors, self._seed, epoch))
+        return self._epoch[1]
 
-    def _sample(self, index: int, epoch: int, mosaic_enabled: bool) -> Sample:
-        random = np.random.default_rng([AUGMENTATION_STREAM, self._seed, epoch, index])
-        pictures = self._pictures
+    def _sample(
+        self, place: int, images: EpochImages, epoch: int, preprocessing: Preprocessing, config: AugmentationConfig
+    ) -> Sample:
+        """The image at a place of the epoch's list; its partners are drawn from the list too."""
         return augment(
-            index,
-            len(pictures),
-            pictures.load,
-            pictures.preprocessing,
-            self._augmentation,
-            random,
-            mosaic_enabled,
+            place,
+            len(images.listed),
+            lambda other: self._pictures.load(int(images.listed[other])),
+            preprocessing,
+            config,
+            np.random.default_rng([AUGMENTATION_STREAM, self._seed, epoch, place]),
         )
 
 

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+HASH_COLUMN = "perceptual_hash"
 IMAGES_FILE, BOXES_FILE, METADATA_FILE = "images.parquet", "boxes.parquet", "dataset.json"
 
 
@@ -38,7 +39,7 @@ def _schema(optional: tuple[str, ...] = (), **columns: pa.DataType) -> pa.Schema
 
 
 IMAGES_SCHEMA = _schema(
-    optional=("sha256", "licence"),
+    optional=("sha256", "perceptual_hash", "licence"),
     image_id=pa.int64(),
     original_id=pa.string(),
     root=pa.int32(),  # index into metadata.roots
@@ -47,6 +48,7 @@ IMAGES_SCHEMA = _schema(
     height=pa.int32(),
     split=pa.string(),
     sha256=pa.string(),  # null until the file was read
+    perceptual_hash=pa.uint64(),  # near_duplicates.perceptual_hash of the upright picture; null until it was decoded
     licence=pa.string(),  # null: unknown
 )
 BOXES_SCHEMA = _schema(
@@ -203,6 +205,7 @@ def _check_range(values: NDArray[Any], count: int, column: str, meaning: str) ->
 
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A table as ``write_dataset`` wrote it; releases that knew no perceptual hashes wrote none, so they are null."""
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; a dataset directory holds {IMAGES_FILE}, {BOXES_FILE}, {METADATA_FILE}"
@@ -211,6 +214,10 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
         table = pq.read_table(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({error}); write the dataset again") from error
+    older = [name for name in schema.names if name != HASH_COLUMN]
+    if HASH_COLUMN in schema.names and table.column_names == older:
+        place = schema.get_field_index(HASH_COLUMN)
+        table = table.add_column(place, schema.field(HASH_COLUMN), pa.nulls(len(table), pa.uint64()))
     if not table.schema.equals(schema):
         raise ValueError(f"{path} has other columns than this version expects; write the dataset again")
     return table.combine_chunks()

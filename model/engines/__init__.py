@@ -6,6 +6,7 @@ input pixels; pre-processing and non-maximum suppression are the caller's, the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -13,20 +14,33 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "EngineOutput", "Runtime", "check_images", "load_engine"]
+__all__ = [
+    "Engine",
+    "EngineOutput",
+    "MissingRuntimeError",
+    "Runtime",
+    "check_images",
+    "load_engine",
+    "run_in_batches",
+]
 
-Runtime = Literal["openvino", "onnxruntime", "torch"]
+Runtime = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
 EngineOutput = tuple[Float32[NDArray[np.float32], "B A 4"], Float32[NDArray[np.float32], "B A C"]]
 
 ONNX_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
+TENSORRT_FILE = "model.plan"
+
+
+class MissingRuntimeError(ValueError):
+    """The machine or installation lacks a runtime's device or package; the message says which, and a remedy."""
 
 
 class Engine(Protocol):
     """A detector ready to run.
 
-    name: the runtime. runtime_version: its version. precision: "int8", "float32" or, for the torch reference,
-    "simulated int8". threads: 0 means the runtime's own choice.
+    name: the runtime. runtime_version: its version. precision: that of the convolutions, "int8" if any is, else
+    "float16" or "float32"; "simulated int8" for the torch reference. threads: 0 means the runtime's own choice.
     """
 
     name: str
@@ -43,8 +57,10 @@ def load_engine(path: str | Path, runtime: Runtime = "openvino", threads: int = 
     """Load an engine directory or a file with the given runtime; ValueError says what is missing or unreadable.
 
     openvino: ``model.xml`` where there is one, else ``model.onnx``, which is prepared as ``build_openvino`` does.
-    onnxruntime: ``model.onnx``. torch: a checkpoint directory, float or quantized. A file of any of these names works
-    too, whatever it is called.
+    onnxruntime: ``model.onnx``. tensorrt: ``model.plan`` where there is one, else ``model.onnx``, which is built for
+    the GPU at hand first (minutes; the plan is kept in the user's cache). torch: a checkpoint directory, float or
+    quantized. A file of any of these names works too, whatever it is called. MissingRuntimeError, a ValueError, says
+    which device or package is not there.
     """
     if threads < 0:
         raise ValueError(f"threads must be 0 (the runtime's choice) or more, got {threads}")
@@ -57,6 +73,10 @@ def load_engine(path: str | Path, runtime: Runtime = "openvino", threads: int = 
         from model.engines.onnxruntime_engine import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(_model_file(path, (ONNX_FILE,)), threads)
+    if runtime == "tensorrt":
+        from model.engines.tensorrt_engine import TensorRTEngine
+
+        return TensorRTEngine.from_file(_model_file(path, (TENSORRT_FILE, ONNX_FILE)))
     if runtime == "torch":
         from model.engines.torch_engine import TorchEngine
 
@@ -69,6 +89,17 @@ def check_images(images: NDArray[np.uint8], input_size: int) -> None:
     if images.ndim != 4 or images.shape[1:] != (3, input_size, input_size) or images.dtype != np.uint8:
         expected = f"uint8 (B, 3, {input_size}, {input_size})"
         raise ValueError(f"the engine takes images as {expected}, got {images.dtype} {images.shape}")
+
+
+def run_in_batches(
+    run: Callable[[NDArray[np.uint8]], EngineOutput], images: NDArray[np.uint8], batch: int
+) -> EngineOutput:
+    """Run an engine that takes exactly ``batch`` images at once; the last batch is filled with black ones."""
+    missing = -len(images) % batch
+    filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
+    results = [run(np.ascontiguousarray(filled[start : start + batch])) for start in range(0, len(filled), batch)]
+    boxes_xyxy, scores = (np.concatenate(parts)[: len(images)] for parts in zip(*results, strict=True))
+    return boxes_xyxy, scores
 
 
 def _model_file(path: Path, names: tuple[str, ...]) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from model.engines import EngineOutput, check_images
+from model.engines import EngineOutput, check_images, run_in_batches
 
 
 class OnnxRuntimeEngine:
@@ -30,11 +30,16 @@ class OnnxRuntimeEngine:
         except Exception as error:  # the runtime's own exception types are not part of its public interface
             raise ValueError(f"ONNX Runtime cannot read {path}: {error}") from error
         self.precision = _precision(path)
-        self._input_size = int(self._session.get_inputs()[0].shape[2])
+        shape = self._session.get_inputs()[0].shape
+        self._input_size = int(shape[2])
+        self._batch = shape[0] if isinstance(shape[0], int) else None  # a free one has a name
 
     def run(self, images: NDArray[np.uint8]) -> EngineOutput:
-        """Boxes (xyxy, input pixels) and scores, float32."""
+        """Boxes (xyxy, input pixels) and scores, float32; batch by batch where the file's batch size is fixed."""
         check_images(images, self._input_size)
+        return self._run(images) if self._batch is None else run_in_batches(self._run, images, self._batch)
+
+    def _run(self, images: NDArray[np.uint8]) -> EngineOutput:
         boxes_xyxy, scores = self._session.run(["boxes_xyxy", "scores"], {"images": images})
         return boxes_xyxy, scores
 

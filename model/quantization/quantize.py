@@ -13,7 +13,7 @@ import copy
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,11 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model import processes
 from model.quantization.fake_quantize import (
     QuantizedConv2d,
     QuantizedConvolution,
     QuantizedConvTranspose2d,
 )
+from model.quantization.merged_upsampling import merge_upsampling
 from model.quantization.observers import Observer, ObserverName, make_observer
 from model.yolo_nas import YoloNAS
 
@@ -38,14 +40,13 @@ SIGNED_INPUT_REASON = (
     "its input can be negative, so it cannot be carried as unsigned integers, the only ones that OpenVINO computes "
     "rightly on every processor"
 )
-CPU_FLOAT_LAYERS: Mapping[str, str] = MappingProxyType(
-    {
-        "heads.*.cls_pred": PREDICTION_REASON,
-        "heads.*.reg_pred": PREDICTION_REASON,
-        "neck.neck[12].reduce_after_concat*": SIGNED_INPUT_REASON,
-    }
+PREDICTION_LAYERS: Mapping[str, str] = MappingProxyType(
+    {"heads.*.cls_pred": PREDICTION_REASON, "heads.*.reg_pred": PREDICTION_REASON}
 )
-"""Pattern of layer names -> why such a layer stays in float by default."""
+CPU_FLOAT_LAYERS: Mapping[str, str] = MappingProxyType(
+    {**PREDICTION_LAYERS, "neck.neck[12].reduce_after_concat*": SIGNED_INPUT_REASON}
+)
+"""Pattern of layer names -> why such a layer stays in float by default; of merged networks the predictions alone."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class QuantizationConfig:
 
     percentile: used by the percentile observer, in percent of the values of one activation that are kept.
     float_layers: shell patterns of layer names; each must match at least one layer.
+    merge_upsampling: see ``merged_upsampling``; no layer then has a signed input because of an up-stage.
     signed_inputs_in_float: leave layers in float whose input was negative on the calibration images, as CPU engines
     need; TensorRT does not need it. It happens behind transposed convolutions and negative bottleneck scalars.
     """
@@ -62,6 +64,7 @@ class QuantizationConfig:
     percentile: float = 99.99
     float_layers: tuple[str, ...] = field(default_factory=lambda: tuple(CPU_FLOAT_LAYERS))
     signed_inputs_in_float: bool = True
+    merge_upsampling: bool = False
 
 
 def quantize(model: YoloNAS, calibration: Iterable[Float[Tensor, "B 3 S S"]], config: QuantizationConfig) -> YoloNAS:
@@ -73,6 +76,8 @@ def quantize(model: YoloNAS, calibration: Iterable[Float[Tensor, "B 3 S S"]], co
     if not model.fused:
         raise ValueError("only a folded network can be quantized: call fuse() first")
     quantized = copy.deepcopy(model).eval()
+    if config.merge_upsampling:
+        merge_upsampling(quantized)
     attach_quantizers(quantized)
     reasons = {
         name: CPU_FLOAT_LAYERS.get(pattern, f"asked for by quantize.float_layers {pattern!r}")
@@ -102,7 +107,8 @@ def calibrate(
 ) -> tuple[str, ...]:
     """Run the float network over the batches and store the observed input range of every layer.
 
-    Returns the names of the layers whose input was negative somewhere.
+    batches: of several processes, the share of this one. What they see is merged: all end with the same ranges, to the
+    bit those of one process with every batch. Returns the names of the layers whose input was negative somewhere.
     """
     layers = quantized_layers(model)
     watches = {name: _InputWatch(make_observer(config.observer, config.percentile)) for name in layers}
@@ -112,11 +118,15 @@ def calibrate(
         for images in batches:
             model(images.to(device))
             count += 1
-    if count == 0:
+    found = processes.from_first(processes.gathered_by_first((count, watches)))
+    if sum(seen for seen, _ in found) == 0:
         raise ValueError("quantize needs at least one batch of calibration images, got none")
     for name, layer in layers.items():
-        layer.input_amax.fill_(watches[name].observer.amax())
-    return tuple(name for name, watch in watches.items() if watch.negative)
+        merged = found[0][1][name]
+        for _, others in found[1:]:
+            merged.merge(others[name])
+        layer.input_amax.fill_(merged.observer.amax())
+    return tuple(name for name, watch in found[0][1].items() if watch.negative)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedConvolution]:
@@ -186,12 +196,27 @@ def unfreeze(model: nn.Module) -> None:
 @contextmanager
 def only_quantized(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Within the block exactly the named layers round; afterwards the earlier choice holds again."""
-    layers = quantized_layers(model)
-    before = {name: layer.quantizing for name, layer in layers.items()}
-    try:
+    with _kept_choice(model) as layers:
         for name, layer in layers.items():
             layer.quantizing = name in names
         yield
+
+
+@contextmanager
+def float_too(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Within the block the named layers stay in float too; afterwards the earlier choice holds again."""
+    with _kept_choice(model) as layers:
+        for name in names:
+            layers[name].quantizing = False
+        yield
+
+
+@contextmanager
+def _kept_choice(model: nn.Module) -> Iterator[dict[str, QuantizedConvolution]]:
+    layers = quantized_layers(model)
+    before = {name: layer.quantizing for name, layer in layers.items()}
+    try:
+        yield layers
     finally:
         for name, layer in layers.items():
             layer.quantizing = before[name]
@@ -207,6 +232,11 @@ class _InputWatch:
     def __call__(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.observer.observe(inputs[0])
         self.negative = self.negative or bool((inputs[0] < 0).any())
+
+    def merge(self, other: _InputWatch) -> None:
+        """Add what another process has seen."""
+        self.observer.merge(other.observer)
+        self.negative = self.negative or other.negative
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which layers lose most when they are quantized, and which of them to leave in float.
+"""Which layers lose most when they are quantized.
 
 The effect of a layer is measured with that layer alone in INT8, on training images (never on those a gate reads), by
 what counts in the end: scores and boxes of the anchors on which the float network is most sure. No labels are needed.
@@ -6,13 +6,17 @@ what counts in the end: scores and boxes of the anchors on which the float netwo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model import processes
 from model.quantization.quantize import only_quantized, quantized_layers
 from model.yolo_nas import YoloNAS
 
@@ -31,25 +35,86 @@ class LayerSensitivity:
 def layer_sensitivity(model: YoloNAS, batches: Iterable[Float[Tensor, "B 3 S S"]]) -> list[LayerSensitivity]:
     """Error of every quantizable layer, each alone in INT8, in the order of the network.
 
-    batches: training images in [0, 1]. Which layers stay in float at present does not matter and is not changed.
-    Raises ValueError for no batch.
+    Arguments and errors are those of ``quantization_errors``.
     """
     names = list(quantized_layers(model))
-    totals = dict.fromkeys(names, 0.0)
-    count = 0
+    errors = quantization_errors(model, batches, [(name,) for name in names])
+    return [LayerSensitivity(name, error) for name, error in zip(names, errors, strict=True)]
+
+
+def quantization_errors(
+    model: YoloNAS, batches: Iterable[Float[Tensor, "B 3 S S"]], choices: Sequence[Collection[str]]
+) -> list[float]:
+    """For each choice of layers: the error of the network with exactly those in INT8.
+
+    batches: training images in [0, 1]; of several processes, the share of this one: all get the same answer, to the
+    bit that of one process with every batch. Which layers stay in float at present does not matter and is not changed.
+    Raises ValueError for no batch.
+    """
     device = next(model.parameters()).device
     with torch.no_grad():
-        for images in batches:
-            images = images.to(device)
-            with only_quantized(model, ()):
-                reference = _ConfidentAnchors(model, images)
-            for name in names:
-                with only_quantized(model, (name,)):
-                    totals[name] += reference.error(model, images)
-            count += 1
-    if count == 0:
-        raise ValueError("layer_sensitivity needs at least one batch of training images, got none")
-    return [LayerSensitivity(name, totals[name] / count) for name in names]
+        own = [_errors_on(model, images.to(device), choices) for images in batches]
+    shares = processes.from_first(processes.gathered_by_first(own))
+    together = [errors for turn in itertools.zip_longest(*shares) for errors in turn if errors is not None]
+    if not together:
+        raise ValueError("measuring sensitivity needs at least one batch of training images, got none")
+    return [sum(errors) / len(together) for errors in zip(*together, strict=True)]
+
+
+def _errors_on(model: YoloNAS, images: Float[Tensor, "B 3 S S"], choices: Sequence[Collection[str]]) -> list[float]:
+    """Errors of the choices on one batch, those first whose first layer in INT8 comes first.
+
+    What runs before it computes what it computes in float and is not computed again: that is most of the work, since
+    most of it is in the first layers.
+    """
+    with only_quantized(model, ()), _Replay(model) as replay:
+        reference = _ConfidentAnchors(model, images)
+        positions = {name: position for position, name in enumerate(replay.order)}
+        firsts = [min((positions[name] for name in choice), default=len(positions)) for choice in choices]
+        errors = dict.fromkeys(range(len(choices)), 0.0)
+        for index in sorted(errors, key=lambda index: firsts[index]):
+            replay.up_to(firsts[index])
+            with only_quantized(model, tuple(choices[index])):
+                errors[index] = reference.error(model, images)
+    return [errors[index] for index in range(len(choices))]
+
+
+class _Replay:
+    """Remembers the convolutions' outputs of the first forward pass and gives them again, for as many as asked.
+
+    What follows a convolution may overwrite its output in place with its ReLU; doing that again changes nothing.
+    order: names in the order in which the layers ran.
+    """
+
+    def __init__(self, model: YoloNAS) -> None:
+        self.order: list[str] = []
+        self._layers = quantized_layers(model)
+        self._outputs: dict[str, Tensor] = {}
+        self._given = 0
+
+    def __enter__(self) -> Self:
+        self._handles = [
+            layer.register_forward_hook(functools.partial(self._remember, name)) for name, layer in self._layers.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for name in self.order[: self._given]:
+            del self._layers[name].__dict__["forward"]
+
+    def up_to(self, position: int) -> None:
+        """From now on the layers before this position in ``order`` give their remembered output."""
+        for name in self.order[self._given : position]:
+            output = self._outputs[name]
+            self._layers[name].__dict__["forward"] = lambda *_, output=output: output
+        self._given = max(self._given, position)
+
+    def _remember(self, name: str, _layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if name not in self._outputs:
+            self.order.append(name)
+            self._outputs[name] = output
 
 
 def multiply_add_shares(model: YoloNAS, input_size: int) -> dict[str, float]:
@@ -78,39 +143,6 @@ def multiply_add_shares(model: YoloNAS, input_size: int) -> dict[str, float]:
             handle.remove()
     total = sum(counts.values())
     return {name: counts[name] / total for name in layers}
-
-
-def choose_float_layers(
-    sensitivities: Sequence[LayerSensitivity], cost_share: Mapping[str, float], budget: float
-) -> dict[str, str]:
-    """Layers to leave in float, each with its reason, within a budget of cost.
-
-    cost_share: share of the time (or of the multiply-adds) of each layer. budget: the most that the chosen layers may
-    have together, in [0, 1]. Layers are taken in falling order of error per cost, those that no longer fit are passed
-    over, and layers with an error below the mean are never taken: freeing them costs time and gains nothing. Equal
-    ratios keep the order of the network, so the same input gives the same choice.
-    """
-    if not 0.0 <= budget <= 1.0:
-        raise ValueError(f"quantize.maximum_float_share must be from 0 to 1, got {budget:g}")
-    missing = [layer.name for layer in sensitivities if layer.name not in cost_share]
-    if missing:
-        raise ValueError(f"no cost is known for {len(missing)} layers, such as {missing[0]}")
-    if not sensitivities:
-        return {}
-    mean_error = sum(layer.error for layer in sensitivities) / len(sensitivities)
-    candidates = [layer for layer in sensitivities if layer.error >= mean_error and layer.error > 0.0]
-    candidates.sort(key=lambda layer: layer.error / max(cost_share[layer.name], 1e-12), reverse=True)
-    chosen: dict[str, str] = {}
-    spent = 0.0
-    for layer in candidates:
-        cost = cost_share[layer.name]
-        if spent + cost <= budget:
-            spent += cost
-            chosen[layer.name] = (
-                f"sensitive: alone in INT8 it changes confident predictions by {layer.error:.4f} "
-                f"({layer.error / mean_error:.1f} times the mean layer) and has {100 * cost:.2f} % of the cost"
-            )
-    return chosen
 
 
 class _ConfidentAnchors:

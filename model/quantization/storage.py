@@ -6,6 +6,7 @@ Loading gives a network that computes the same bits; it can be trained on, measu
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save
 
 import model as model_package
 from model.checkpoint import CheckpointMetadata
+from model.quantization.merged_upsampling import is_merged, merge_upsampling
 from model.quantization.quantize import attach_quantizers, float_layers, quantized_layers, set_float_layers
 from model.training_state import write_atomically
 from model.yolo_nas import YoloNAS
@@ -28,9 +30,12 @@ def is_quantized(directory: Path) -> bool:
     return (directory / METADATA_FILE).is_file()
 
 
-def save_quantized(directory: Path, model: YoloNAS, metadata: CheckpointMetadata) -> None:
+def save_quantized(
+    directory: Path, model: YoloNAS, metadata: CheckpointMetadata, report: Mapping[str, Any] | None = None
+) -> None:
     """Write a quantized network; the metadata file comes last, so a directory that has it is whole.
 
+    report: JSON values that say how it came about, for whoever reads it later (``read_report``).
     Raises ValueError for a network that is not quantized or whose classes the metadata does not describe.
     """
     if not quantized_layers(model):
@@ -46,6 +51,8 @@ def save_quantized(directory: Path, model: YoloNAS, metadata: CheckpointMetadata
         "schema_version": SCHEMA_VERSION,
         "checkpoint": metadata.to_json(),
         "float_layers": float_layers(model),
+        "merged_upsampling": is_merged(model),
+        "report": dict(report or {}),
     }
     write_atomically(directory / WEIGHTS_FILE, save(state))
     text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -60,6 +67,8 @@ def load_quantized(directory: Path) -> tuple[YoloNAS, CheckpointMetadata]:
     record = _read_record(directory / METADATA_FILE)
     metadata = CheckpointMetadata.from_json(record["checkpoint"])
     network = model_package.build(metadata.variant, len(metadata.class_names)).eval().fuse()
+    if record.get("merged_upsampling", False):
+        merge_upsampling(network)
     attach_quantizers(network)
     weights = directory / WEIGHTS_FILE
     try:
@@ -68,6 +77,13 @@ def load_quantized(directory: Path) -> tuple[YoloNAS, CheckpointMetadata]:
         raise ValueError(f"{weights} is missing, damaged or of another network ({error}); quantize again") from error
     set_float_layers(network, record["float_layers"])
     return network, metadata
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """What was said of a quantized network when it was saved; empty where nothing was."""
+    report = _read_record(directory / METADATA_FILE).get("report", {})
+    assert isinstance(report, dict)
+    return report
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -34,6 +34,18 @@ def fetch_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
     Raises:
         UnavailableError: the registry does not answer.
     """
+    champion = find_champion(workspace, name)
+    if champion is not None:
+        _fetch_bundle(workspace, f"models:/{name}/{champion['version']}", workspace.root / champion["directory"])
+    return champion
+
+
+def find_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
+    """What `fetch_champion` returns, without fetching: the folder need not exist.
+
+    Raises:
+        UnavailableError: the registry does not answer.
+    """
     if not store_exists(workspace):
         return None
     client = connect(workspace)
@@ -47,7 +59,6 @@ def fetch_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
             "move the alias to one of its own versions, or choose another start.model_name"
         )
     directory = Path("champions") / f"{name}-v{version.version}-{digest[:12]}"
-    _fetch_bundle(workspace, f"models:/{name}/{version.version}", workspace.root / directory)
     return {"name": name, "version": str(version.version), "digest": digest, "directory": str(directory)}
 
 

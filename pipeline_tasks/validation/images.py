@@ -1,4 +1,4 @@
-"""Reading every picture once: is it there, can it be decoded to the end, how large is it, what is its digest."""
+"""Reading every picture once: is it there, can it be decoded to the end, how large is it, what are its digests."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model.data.images import decode_image
+from model.data.near_duplicates import perceptual_hash
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 FILES_PER_TASK = 32
-_EXIF_ORIENTATION = 0x0112
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -37,9 +38,10 @@ FILES_SCHEMA = pa.schema(
         "real_width": pa.int32(),  # pixels, upright after the EXIF orientation
         "real_height": pa.int32(),
         "sha256": pa.string(),  # of the file's bytes
+        "perceptual_hash": pa.uint64(),  # of the upright picture
     }
 )
-_FileFacts = tuple[bool | None, bool | None, str | None, int | None, int | None, str | None]
+_FileFacts = tuple[bool | None, bool | None, str | None, int | None, int | None, str | None, int | None]
 
 
 def inspect_images(folder: Path, paths: Sequence[str | None], threads: int = 0) -> pa.Table:
@@ -59,32 +61,31 @@ def inspect_images(folder: Path, paths: Sequence[str | None], threads: int = 0) 
 
 def _inspect(folder: Path, path: str | None) -> _FileFacts:
     if path is None:
-        return None, None, None, None, None, None
+        return None, None, None, None, None, None, None
     try:
         content = Path(folder, path).read_bytes()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        return not missing, None if missing else False, error.strerror, None, None, None
+        return not missing, None if missing else False, error.strerror, None, None, None, None
     digest = hashlib.sha256(content).hexdigest()
     try:
-        width, height = _decoded_size(content)
+        height, width, perceptual = _decoded(content)
     except _DECODE_ERRORS as error:
-        return True, False, str(error) or type(error).__name__, None, None, digest
-    return True, True, None, width, height, digest
+        return True, False, str(error) or type(error).__name__, None, None, digest, None
+    return True, True, None, width, height, digest, perceptual
 
 
-def _decoded_size(content: bytes) -> tuple[int, int]:
-    """(width, height) of a picture as the training loader will see it; raises where it cannot be decoded fully."""
+def _decoded(content: bytes) -> tuple[int, int, int]:
+    """Height, width and hash of a picture as the training loader will see it; raises where it cannot be decoded fully."""
     if not content:
         raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
-            (width, height), turned = image.size, image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
             checked_twice = image.format not in ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind it
+            grey = None if checked_twice else np.asarray(ImageOps.exif_transpose(image).convert("L"))
     except UnidentifiedImageError:
         raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
-    if checked_twice:  # OpenCV reads fewer variants of these formats, and not all of them upright
-        height, width = decode_image(content, "the file").shape[:2]
-        return width, height
-    return (height, width) if turned else (width, height)
+    # OpenCV reads fewer variants of the other formats, and not all of them upright.
+    pixels = decode_image(content, "the file") if grey is None else grey
+    return pixels.shape[0], pixels.shape[1], perceptual_hash(pixels)

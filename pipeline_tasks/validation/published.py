@@ -35,7 +35,7 @@ def publishable(judged: JudgedSet) -> Published:
 def _images(judged: JudgedSet) -> pa.Table:
     """Sizes that were not recorded are those of the pictures."""
     table = judged.images.rows.filter(pa.array(judged.images.good))
-    same = ("image_id", "original_id", "path", "split", "sha256", "licence")
+    same = ("image_id", "original_id", "path", "split", "sha256", "perceptual_hash", "licence")
     columns = {name: table[name] for name in same}
     columns["root"] = pa.array(np.zeros(len(table), np.int32))
     columns["width"] = pc.coalesce(table["width"], table["real_width"])

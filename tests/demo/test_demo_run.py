@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -18,6 +18,8 @@ for folder in (REPOSITORY, REPOSITORY / "demo"):
 
 import label_quality  # noqa: E402
 import run as demo  # noqa: E402
+
+from model.score_thresholds import PseudoLabelQuality  # noqa: E402
 
 
 def options(**given: Any) -> argparse.Namespace:
@@ -121,12 +123,11 @@ def test_the_table_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert text.splitlines()[-1] == "reused        pretrain/student (finished by an earlier run)"
 
 
-def test_a_pseudo_box_is_right_once_and_only_with_the_right_class() -> None:
-    truth = [("1", [10.0, 10.0, 20.0, 20.0]), ("2", [60.0, 60.0, 20.0, 20.0])]
-    found = np.array([[10, 10, 30, 30], [11, 11, 31, 31], [60, 60, 80, 80], [0, 0, 5, 5]], dtype=np.float64)
-    assert label_quality._count_right(found, ["1", "1", "2", "1"], truth) == 2  # the second finds nothing new
-    assert label_quality._count_right(found, ["2", "2", "1", "2"], truth) == 0
-    assert label_quality._count_right(found[:0], [], truth) == 0
-    sentence = label_quality.LabelQuality(kept=4, right=2, truth=8).sentence()
-    assert "precision 0.500" in sentence
-    assert "recall 0.250 of 8" in sentence
+def test_pseudo_labels_are_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = PseudoLabelQuality(precision=0.5, recall=0.25, kept=4, correct=2, truth=8, per_class={})
+    monkeypatch.setattr("pipeline_tasks.label_quality.label_quality", lambda tables, truth: measured)
+    sentence = label_quality.label_quality(tmp_path, tmp_path)
+    assert sentence == "4 boxes kept; against the hidden truth (IoU 0.5) precision 0.500, recall 0.250 of 8"
+    nothing = replace(measured, precision=float("nan"), recall=0.0, kept=0, correct=0)
+    monkeypatch.setattr("pipeline_tasks.label_quality.label_quality", lambda tables, truth: nothing)
+    assert "precision 0.000, recall 0.000 of 8" in label_quality.label_quality(tmp_path, tmp_path)

@@ -20,6 +20,7 @@ from model.boxes import postprocess
 from model.distillation import DistillationConfig, DistillationLoss, FeatureAdapters
 from model.loss import DetectionLoss, Targets
 from model.preprocessing import Preprocessing
+from model.teacher import Teacher
 
 image, letterbox = Preprocessing(64).apply(np.zeros((40, 50, 3), dtype=np.uint8))
 images = torch.from_numpy(image)[None].float() / 255
@@ -30,7 +31,10 @@ targets = Targets(torch.rand(1, 2, 4).cumsum(-1) * 20, labels, torch.ones(1, 2),
 for assigner in ("task_aligned", "atss"):
     DetectionLoss(3, assigner=assigner)(raw, boxes_xyxy, scores, targets).total.backward(retain_graph=True)
 widths = [level.shape[1] for level in raw.features]
-terms = DistillationLoss(DistillationConfig(features_weight=1.0), FeatureAdapters(widths, widths))(raw, raw, scores)
+(_, teacher_scores), teacher_raw = Teacher([network, network])(images)
+for kind in ("pkd", "pkd_foreground", "cwd"):
+    config = DistillationConfig(feature_weight=1.0, feature_kind=kind)
+    terms = DistillationLoss(config, FeatureAdapters(widths, widths))(raw, teacher_raw, teacher_scores)
 detections = postprocess(
     boxes_xyxy[0].detach().numpy(), scores[0].detach().numpy(), score_threshold=0.0, iou_threshold=1.0
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import model.boxes
 from model.boxes import box_area, box_iou, clip_boxes, non_maximum_suppression, postprocess, xywh_to_xyxy, xyxy_to_xywh
 
 
@@ -100,3 +101,26 @@ def test_area_of_an_inverted_box_is_zero():
 def test_clipping_at_the_image():
     boxes = np.array([[-5.0, 2.0, 300.0, 90.0], [-9.0, -9.0, -1.0, -1.0]])
     assert clip_boxes(boxes, width=200, height=80).tolist() == [[0.0, 2.0, 200.0, 80.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("most", [None, 1, 40, 250])
+def test_suppression_in_blocks_equals_the_plain_greedy_one(monkeypatch, most):
+    """More boxes than a block, in long chains across blocks; what is kept does not depend on the blocks."""
+    generator = np.random.default_rng(3)
+    corners = generator.uniform(0, 120, (300, 2))
+    boxes = np.concatenate([corners, corners + generator.uniform(15, 40, (300, 2))], axis=1).astype(np.float32)
+    scores, labels = generator.choice(np.linspace(0.1, 0.9, 60), 300).astype(np.float32), generator.integers(0, 2, 300)
+    expected = _greedy(boxes, scores, labels, 0.4)[:most]
+    for block in (7, 64, 128, 1000):
+        monkeypatch.setattr(model.boxes, "BLOCK", block)
+        assert non_maximum_suppression(boxes, scores, labels, 0.4, most).tolist() == expected
+
+
+def test_overlap_of_mixed_precision_and_shapes():
+    """Boxes of annotations are float64, those of networks float32."""
+    boxes = np.random.default_rng(0).uniform(0, 50, (5, 4))
+    boxes[:, 2:] += 50
+    overlap = box_iou(boxes, boxes[:3].astype(np.float32))
+    assert overlap.shape == (5, 3) and overlap.dtype == np.float64
+    np.testing.assert_allclose(np.diag(overlap), 1, rtol=1e-6)
+    assert box_iou(boxes[:0], boxes).shape == (0, 5)

@@ -176,6 +176,7 @@ def test_transfer_between_variants_reports_what_did_not_fit():
     report = transfer_weights(target, source.state_dict(), ["a", "b"], ["a", "b"])
     assert "backbone.stem.conv.branch_3x3.conv.weight" in report.reinitialised
     assert "backbone.stage1.blocks.bottlenecks.0.alpha" in report.kept
+    assert set(report.unused) == source.state_dict().keys() - set(report.kept)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ from model.distillation import (
     DistillationLoss,
     FeatureAdapters,
     binary_divergence,
-    correlation_loss,
     distribution_divergence,
 )
 from model.head import RawOutput
 
-TERMS = ("class_logits", "box_distribution", "features")
+TERMS = {
+    "class_logits": "class_logits_weight",
+    "box_distribution": "box_distribution_weight",
+    "features": "feature_weight",
+}
 WIDTHS = (8, 12, 16)
 
 
@@ -38,10 +41,10 @@ def _raw(seed: int, *, requires_grad: bool = False, widths: tuple[int, ...] = WI
 
 
 def _only(term: str, **settings) -> DistillationConfig:
-    return DistillationConfig(**{f"{name}_weight": float(name == term) for name in TERMS}, **settings)
+    return DistillationConfig(**{weight: float(name == term) for name, weight in TERMS.items()}, **settings)
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", list(TERMS))
 def test_gradient_reaches_the_student_and_not_the_teacher(term):
     student, teacher = _raw(1, requires_grad=True), _raw(2, requires_grad=True)
     terms = DistillationLoss(_only(term))(student, teacher, teacher.class_logits.sigmoid())
@@ -59,7 +62,7 @@ def test_gradient_reaches_the_student_and_not_the_teacher(term):
         assert leaf.grad is None
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", list(TERMS))
 def test_gradient_reaches_every_layer_of_a_real_student(term):
     """A pico student of a nano teacher: through each term, every parameter that feeds it gets a nonzero gradient."""
     student, teacher = model.build("pico", 2).train(), model.build("n", 2).eval()
@@ -91,7 +94,7 @@ def test_adapters_learn_with_the_features_term():
 
 def test_everything_is_zero_when_student_equals_teacher():
     raw = _raw(3)
-    config = DistillationConfig(features_weight=1.0)
+    config = DistillationConfig(feature_weight=1.0)
     terms = DistillationLoss(config)(raw, raw, raw.class_logits.sigmoid())
     assert set(terms) == set(TERMS)
     for name, value in terms.items():
@@ -126,20 +129,6 @@ def test_distribution_divergence_worked_example():
     assert warm.item() == pytest.approx(9 * math.log(17) / 4)
 
 
-def test_correlation_loss_is_one_minus_pearson():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 3, 5, 5, generator=generator, dtype=torch.float64) for _ in range(2))
-    pearson = [
-        torch.corrcoef(torch.stack([student[:, channel].flatten(), teacher[:, channel].flatten()]))[0, 1].item()
-        for channel in range(3)
-    ]
-    expected = 1 - sum(pearson) / 3
-    assert correlation_loss(student, teacher).item() == pytest.approx(
-        expected, abs=1e-5
-    )  # epsilon 1e-6 in the deviation
-    assert correlation_loss(5 * teacher - 7, teacher).item() == pytest.approx(0.0, abs=1e-9)
-
-
 def _one_anchor(class_logit: float, left_logit: float = 0.0) -> RawOutput:
     sides = torch.zeros(1, 1, 68, dtype=torch.float64)
     sides[0, 0, 0] = left_logit
@@ -170,7 +159,7 @@ def test_background_counts_for_classes_by_disagreement_only():
 
 def test_schedule_scales_every_term():
     student, teacher = _raw(1), _raw(2)
-    config = DistillationConfig(features_weight=1.0, schedule="cosine", final_weight_ratio=0.2)
+    config = DistillationConfig(feature_weight=1.0, schedule="cosine", final_weight_ratio=0.2)
     scores = teacher.class_logits.sigmoid()
     start, middle, end = (DistillationLoss(config)(student, teacher, scores, progress) for progress in (0.0, 0.5, 1.0))
     for term in TERMS:
@@ -178,6 +167,24 @@ def test_schedule_scales_every_term():
         assert end[term].item() == pytest.approx(0.2 * start[term].item())
     assert DistillationConfig().weight_factor(0.7) == 1.0
     assert config.weight_factor(1.5) == config.weight_factor(1.0)
+
+
+def test_schedule_ends_with_the_teachers_share():
+    """Half of the training with a teacher: the cosine has fallen to its end there, and nothing is asked after it."""
+    config = DistillationConfig(schedule="cosine", final_weight_ratio=0.2, teacher_share=0.5)
+    assert config.weight_factor(0.25) == pytest.approx(0.6)
+    assert config.weight_factor(0.4999) == pytest.approx(0.2, abs=1e-4)  # the cosine is flat there
+    assert [config.weight_factor(progress) for progress in (0.5, 0.9, 1.0)] == [0.0, 0.0, 0.0]
+    assert config.asks_teacher(0.49) and not config.asks_teacher(0.5)
+    assert not DistillationConfig(teacher_share=0.0).asks_teacher(0.0)
+    student, teacher = _raw(1), _raw(2)
+    assert DistillationLoss(config)(student, teacher, teacher.class_logits.sigmoid(), progress=0.5) == {}
+
+
+def test_teacher_is_not_asked_for_terms_without_a_weight():
+    config = DistillationConfig(class_logits_weight=0.0, box_distribution_weight=0.0)
+    assert config.terms == [] and not config.asks_teacher(0.0)
+    assert DistillationConfig(feature_weight=0.5).terms == list(TERMS)
 
 
 def test_weight_zero_leaves_a_term_out():
@@ -208,6 +215,9 @@ def test_features_of_other_widths_need_adapters():
         ({"box_distribution_weight": -1.0}, "distill.box_distribution_weight must not be negative"),
         ({"foreground_threshold": 1.5}, "distill.foreground_threshold must be from 0 to 1"),
         ({"schedule": "linear"}, "distill.schedule must be one of"),
+        ({"feature_kind": "mimic"}, "distill.feature_kind must be one of"),
+        ({"feature_temperature": 0.0}, "distill.feature_temperature must be positive"),
+        ({"teacher_share": 1.1}, "distill.teacher_share must be from 0 to 1"),
     ],
 )
 def test_settings_are_checked(settings, message):

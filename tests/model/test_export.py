@@ -18,7 +18,8 @@ from onnx import numpy_helper
 from model.engines.agreement import compare_outputs
 from model.engines.onnxruntime_engine import OnnxRuntimeEngine
 from model.engines.torch_engine import TorchEngine
-from model.export import export_onnx, read_metadata
+from model.export import export_onnx
+from model.onnx_file import read_metadata
 from model.onnx_structure import check_graph, check_structure
 from model.preprocessing import Preprocessing
 from model.quantization.quantize import precision_per_layer, quantized_layers

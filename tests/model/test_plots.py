@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.calibration import calibration as measure_calibration
 from model.data.image_set import ImageSet
 from model.data.images import read_image
 from model.detections import Detections
 from model.drawing import class_colour, draw_boxes
+from model.error_kinds import error_kinds as sort_errors
 from model.evaluation import DetectionMetrics, evaluate
-from model.plots import confusion_matrix, precision_recall, predictions_beside_ground_truth, training_curves
+from model.plots import (
+    calibration,
+    confusion_matrix,
+    error_kinds,
+    precision_recall,
+    predictions_beside_ground_truth,
+    training_curves,
+)
 
 
 def many_classes(count: int, images: int = 6) -> tuple[ImageSet, Detections]:
@@ -71,11 +80,22 @@ def test_metrics_plots(tmp_path: Path, classes: int) -> None:
         assert_fits_a_screen(tmp_path / "new" / "plot.png")
 
 
+def test_error_plots(tmp_path: Path) -> None:
+    images, detections = many_classes(40)
+    calibration(measure_calibration(detections, images), tmp_path / "new" / "calibration.png")
+    error_kinds(sort_errors(detections, images), tmp_path / "new" / "errors.png")
+    for name in ("calibration", "errors"):
+        assert_fits_a_screen(tmp_path / "new" / f"{name}.png")
+
+
 def test_plots_of_a_set_without_boxes(tmp_path: Path) -> None:
     images, detections = many_classes(3)
-    nothing = evaluate(detections.select([]), images.subset([]))
+    none, empty = detections.select([]), images.subset([])
+    nothing = evaluate(none, empty)
     precision_recall(nothing, tmp_path / "curve.png")
     confusion_matrix(nothing, tmp_path / "matrix.png")
+    calibration(measure_calibration(none, empty), tmp_path / "calibration.png")
+    error_kinds(sort_errors(none, empty), tmp_path / "errors.png")
 
 
 @pytest.mark.parametrize(("epochs", "classes"), [(1, 3), (6, 3), (40, 30), (4, 0)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,63 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.deterministic
+from noise_training import CONFIG, Batches, compute_loss, falling_score, network, run
 from torch import Tensor, nn
 
-from model.data.loader import Batch
 from model.loss import Targets
-from model.training import Stopped, TrainingConfig, TrainingResult, train
+from model.training import Stopped, train
 from model.training_length import Cost, decide_length
 from model.training_step import Learner
-
-CONFIG = TrainingConfig(
-    epochs=3, batch_size=2, learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, weight_decay=0.01, seed=5
-)
-
-
-class Batches:
-    """Four batches of noise an epoch, known from epoch and position alone."""
-
-    batches_per_epoch = 4
-
-    def __init__(self, spoiled: tuple[int, int] | None = None) -> None:
-        self.spoiled = spoiled
-        self.asked: list[tuple[int, int, bool]] = []
-
-    def epoch(self, epoch: int, start_batch: int = 0, mosaic_enabled: bool = True) -> Iterator[Batch]:
-        self.asked.append((epoch, start_batch, mosaic_enabled))
-        for batch in range(start_batch, self.batches_per_epoch):
-            random = np.random.default_rng([epoch, batch])
-            images = torch.from_numpy(random.integers(0, 256, (2, 3, 16, 16), dtype=np.uint8))
-            labels = torch.full((2, 1), -1 if (epoch, batch) == self.spoiled else batch)
-            targets = Targets(torch.zeros(2, 1, 4), labels, torch.ones(2, 1), torch.ones(2, 1, dtype=torch.bool))
-            yield Batch(images, targets, np.arange(2))
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 1, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(16, 4, 3)
-    )
-
-
-def compute_loss(
-    trained: nn.Module, images: Tensor, targets: Targets, progress: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    output = trained(images).float()
-    error = (output - targets.labels[0, 0]).square().mean()
-    if targets.labels[0, 0] < 0:
-        error = error * torch.nan
-    return error + output.abs().mean(), {"error": error, "size": output.abs().mean()}
-
-
-def falling_score() -> Any:
-    """Metrics whose best value is that of the second evaluation."""
-    scores = iter([0.1, 0.3, 0.2, 0.15, 0.12])
-    return lambda average: {"map50_95": next(scores), "map50": 0.5}
-
-
-def run(directory: Path, config: TrainingConfig = CONFIG, **options: Any) -> TrainingResult:
-    return train(network(), options.pop("batches", Batches()), compute_loss, config, directory, **options)
 
 
 def test_history_best_weights_and_length(tmp_path: Path) -> None:
@@ -168,37 +117,6 @@ def test_a_finished_run_is_returned_without_training(tmp_path: Path) -> None:
     assert all(torch.equal(again.best_model_state[n], t) for n, t in first.best_model_state.items())
 
 
-def test_a_loss_that_is_not_a_number_names_step_and_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"loss became nan at optimiser step 7 .*lower learning_rate"):
-        run(tmp_path, batches=Batches(spoiled=(1, 2)))
-    assert json.loads((tmp_path / "state.json").read_text())["position"]["step"] == 4
-
-
-def test_an_infinite_gradient_changes_no_weight() -> None:
-    layer = nn.Conv2d(3, 2, 1)
-    before = layer.weight.detach().clone()
-
-    def steep(
-        trained: nn.Module, images: Tensor, targets: Targets, progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return trained(images * 0).abs().sqrt().sum() * 0, {}  # value finite, slope 0 * inf
-
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    learner = Learner(
-        layer,
-        steep,
-        weight_decay=0.1,
-        ema_decay=0.0,
-        gradient_clip_norm=0.0,
-        precision="float32",
-        device=torch.device("cpu"),
-    )
-    with pytest.raises(ValueError, match="gradient norm became nan at optimiser step 1"):
-        learner.step(next(Batches().epoch(0)), learning_rate=0.1, update=1)
-    assert torch.equal(layer.weight, before)
-
-
 def test_clipping_bounds_the_gradient() -> None:
     layer = nn.Conv2d(3, 2, 1)
     learner = Learner(
@@ -219,6 +137,9 @@ def test_clipping_bounds_the_gradient() -> None:
     ("change", "sentence"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"accumulate_steps": 0}, "accumulate_steps must be at least 1, got 0"),
+        ({"early_stop_epochs": -1}, "early_stop_epochs must not be negative, got -1"),
+        ({"layer_decay": 0.0}, r"layer_decay must lie in \(0, 1\], got 0"),
         ({"evaluate_every_epochs": 0}, "evaluate_every_epochs must be at least 1"),
         ({"warmup_steps": -1}, "warmup_steps must not be negative, got -1"),
         ({"budget_minutes": -5.0}, "budget_minutes must be positive, got -5"),

@@ -56,7 +56,7 @@ def run(directory: Path, rank: int, count: int) -> tuple[Any, list[dict[str, Any
     network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 1, 1))
     if rank == 0:
         torch.manual_seed(0)
-    config = TrainingConfig(epochs=2, batch_size=4 // count, learning_rate=1e-2, warmup_steps=1, gradient_clip_norm=0.1)
+    config = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-2, warmup_steps=1, gradient_clip_norm=0.1)
     result = train(
         *(network, Shares(rank, count), compute_loss, config, directory),
         evaluate=lambda average: {"map50_95": float(average.state_dict()["0.weight"].std())},

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model.blocks import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
+from model.summary import PARTS as SUMMARY_PARTS
+from model.summary import Summary, summarize
 from model.yolo_nas import VARIANTS, YoloNAS
 
 # Absolute tolerances of the golden README: (logits, boxes in pixels, scores)
@@ -33,6 +35,7 @@ PARTS = {
     "m": (21_306_364, 8_773_866, 3_781_116),
     "l": (27_300_604, 10_639_216, 6_589_628),
 }
+CONVOLUTIONS = {"n": (41, 42, 15), "s": (43, 42, 15), "m": (43, 46, 15), "l": (43, 58, 15)}
 FORWARD_CASES = [
     ("s", "s_b2_256x320"),
     ("s", "s_b1_320x320"),
@@ -148,6 +151,39 @@ def test_parameters_and_costs_equal_the_table(variant):
     alphas = sum(1 for name, _ in network.named_parameters() if name.endswith(".alpha"))
     assert _count(network) - alphas == deployed
     assert _multiply_adds(network) == pytest.approx(deployed_cost, abs=5e-4)
+
+
+@pytest.mark.parametrize("variant", SIZES)
+def test_summary_equals_the_table(variant):
+    """Its figures are added up layer by layer, those above are counted by torch."""
+    summary = summarize(variant, 80, 640, 640)
+    trained, deployed, trained_cost, deployed_cost = SIZES[variant]
+    training, deploy = summary.total()
+    assert (training.parameters, deploy.parameters) == (trained, deployed)
+    assert training.multiply_adds / 1e9 == pytest.approx(trained_cost, abs=5e-4)
+    assert deploy.multiply_adds / 1e9 == pytest.approx(deployed_cost, abs=5e-4)
+    assert tuple(summary.total(part)[0].parameters for part in SUMMARY_PARTS) == PARTS[variant]
+    assert tuple(_layers(summary, part) for part in SUMMARY_PARTS) == CONVOLUTIONS[variant]
+
+
+def _layers(summary: Summary, part: str) -> int:
+    return sum(layer.name.startswith(part) for layer in summary.layers)
+
+
+def test_summary_knows_the_shape_of_every_layer():
+    summary = summarize("pico", 3, 96, 160)
+    shapes = {layer.name: layer.output_shape for layer in summary.layers}
+    network, seen = model.build("pico", 3), {}
+    for name in shapes:
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: tuple(output.shape[1:])})
+        )
+    network(torch.zeros(2, 3, 96, 160))
+    assert shapes == seen
+    first, *_, last = summary.layers
+    assert (first.name, first.kind, last.name) == ("backbone.stem.conv", "QARepVGG 3x3/2", "heads.head3.reg_pred")
+    with pytest.raises(ValueError, match=r"the input size must be a positive multiple of 32, got 96x0"):
+        summarize("pico", 3, 96, 0)
 
 
 def _count(network: nn.Module) -> int:

@@ -117,7 +117,6 @@ def nasline(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_store)
     monkeypatch.chdir(tmp_path)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    root_handlers = list(logging.getLogger().handlers)
 
     def run(*arguments: object, code: int) -> str:
         try:
@@ -132,9 +131,17 @@ def nasline(
         return errors[0] if errors else output
 
     yield run
-    logging.getLogger().handlers[:] = root_handlers
     signal.signal(signal.SIGTERM, handlers[0])
     signal.signal(signal.SIGINT, handlers[1])
+
+
+@pytest.fixture(autouse=True)
+def same_logging() -> Iterator[None]:
+    """The command line sets logging up for a process; a test's captured stream is closed when it ends."""
+    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
+    yield
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline_tasks import digests, execution
-from pipeline_tasks.errors import DataError, UsageError
-from pipeline_tasks.execution import StepContext, execute
+from pipeline_tasks.errors import DataError, TemporaryError, UsageError
+from pipeline_tasks.execution import StepContext, assist, execute
 from pipeline_tasks.keys import key_content
 from pipeline_tasks.params import Parameters, resolve
 from pipeline_tasks.process import Stopper
 from pipeline_tasks.steps import definition
+from pipeline_tasks.team import Helped, Team
 from pipeline_tasks.workspace import Workspace
 
 
@@ -134,6 +137,24 @@ def test_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None:
         execute(workspace, "one", "teach", pretrain, Stopper())
 
 
+def test_told_to_stop_while_tracking_waits_for_its_server_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracking takes whatever interrupts it for a server that is away, and the step would go on to its end."""
+    stopper = Stopper()
+
+    def interrupted(self: SilentTracker) -> None:
+        with suppress(TemporaryError):
+            stopper._handle(signal.SIGTERM, None)
+
+    monkeypatch.setattr(SilentTracker, "deliver", interrupted)
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    with pytest.raises(TemporaryError, match="told to stop; nothing was published"):
+        execute(workspace, "one", "validate_data", validate, stopper)
+    assert not list((tmp_path / "steps" / "validate_data").glob("*/manifest.json"))
+
+
 def test_failed_attempt_publishes_nothing_and_its_state_is_found_again(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     start(workspace, "one")
@@ -165,3 +186,40 @@ def test_manifest_lists_what_made_it_but_no_time_and_no_place(tmp_path: Path) ->
     text = (published.directory / "manifest.json").read_text()
     assert published.manifest["key_content"]["inputs"] == {"target": "t1", "pretrain": "p1"}
     assert str(tmp_path) not in text and str(int(before))[:6] not in text
+
+
+class ListeningTeam(Team):
+    """Remembers what the first process told the others."""
+
+    def __init__(self) -> None:
+        self.told: list[int | None] = []
+
+    def tell(self, exit_code: int | None) -> None:
+        if not self.told:
+            self.told.append(exit_code)
+
+
+def test_other_processes_are_told_whether_there_is_work(tmp_path: Path) -> None:
+    workspace, first, second = Workspace(tmp_path), ListeningTeam(), ListeningTeam()
+    start(workspace, "one")
+    for team in (first, second):
+        execute(workspace, "one", "validate_data", validate, Stopper(), team=team)
+    assert (first.told, second.told) == ([None], [0])
+
+
+def test_helping_process_leaves_nothing_in_the_workspace(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    execute(workspace, "one", "validate_data", validate, Stopper())
+    before = sorted(tmp_path.rglob("*"))
+    scratch: list[Path] = []
+
+    def train(context: StepContext) -> dict[str, Any]:
+        scratch.extend([context.output, context.state])
+        pretrain(context)
+        context.save_state()
+        raise Helped
+
+    assist(workspace, "one", "pretrain", train, Stopper(), part="student")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(scratch) == 2 and not any(folder.exists() for folder in scratch)

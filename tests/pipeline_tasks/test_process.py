@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from pipeline_tasks.errors import TemporaryError
-from pipeline_tasks.process import PARENT_VARIABLE, Stopper, die_with_parent
+from pipeline_tasks.process import LAUNCHER_VARIABLE, PARENT_VARIABLE, Stopper, die_with_parent
 
 CHILD = textwrap.dedent(
     """
     import sys, time
     from pipeline_tasks.process import Stopper, die_with_parent
     stopper = Stopper(); stopper.install(); die_with_parent()
-    print("ready", flush=True)
     with stopper.cooperative():
+        print("ready", flush=True)
         while not stopper.requested():
             time.sleep(0.02)
             print("step", flush=True)
@@ -33,7 +33,7 @@ PARENT = textwrap.dedent(
     import os, subprocess, sys, time
     child = subprocess.Popen(
         [sys.executable, "-c", sys.argv[2], sys.argv[1]], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "NASLINE_DIE_WITH_PARENT": str(os.getpid())})
+        env={**os.environ, sys.argv[3]: str(os.getpid())})
     child.stdout.readline()
     print(child.pid, flush=True)
     time.sleep(60)
@@ -56,15 +56,26 @@ def wait_until_gone(pid: int, seconds: float = 10.0) -> None:
         time.sleep(0.05)
 
 
-def test_child_of_a_killed_task_checkpoints_and_ends(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(mark), CHILD], stdout=subprocess.PIPE, text=True)
+def kill_parent(mark: Path, variable: str) -> None:
+    """Kill the parent of a child that had the variable, and wait for the child's end."""
+    words = [sys.executable, "-c", PARENT, str(mark), CHILD, variable]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
     wait_until_gone(child)
-    assert mark.read_text() == "checkpoint"
+
+
+def test_child_of_a_killed_task_checkpoints_and_ends(tmp_path: Path) -> None:
+    kill_parent(tmp_path / "mark", PARENT_VARIABLE)
+    assert (tmp_path / "mark").read_text() == "checkpoint"
+
+
+def test_training_process_of_a_killed_command_ends_at_once(tmp_path: Path) -> None:
+    """The command passes every other signal on and waits; who kills it has waited long enough."""
+    kill_parent(tmp_path / "mark", LAUNCHER_VARIABLE)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_without_the_operators_request_nothing_is_asked_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,17 +152,23 @@ def test_cache_opens_each_picture_once_and_obeys_its_budget() -> None:
     assert max(plain.opened.values()) > 1
 
 
-def test_processes_share_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = [image for batch in loader(batch_size=4).epoch(2) for image in batch.image_ids.tolist()]
+def test_processes_share_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes together see the pictures that one process sees, augmented alike; a batch need not be even."""
+    alone = list(loader(batch_size=5).epoch(2))
     monkeypatch.setattr(processes, "count", lambda: 2)
-    shares = []
     for rank in (0, 1):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        part = loader(batch_size=2)
-        assert part.batches_per_epoch == 2
-        shares.append([batch.image_ids.tolist() for batch in part.epoch(2)])
-    together = [image for pair in zip(*shares, strict=True) for share in pair for image in share]
-    assert together == alone
+        share = list(loader(batch_size=5).epoch(2))
+        assert [len(batch) for batch in share] == [3 - rank] * 2
+        for batch, whole in zip(share, alone, strict=True):
+            assert torch.equal(batch.images, whole.images[rank::2])
+            assert batch.image_ids.tolist() == whole.image_ids[rank::2].tolist()
+
+
+def test_batch_too_small_for_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    with pytest.raises(ValueError, match="batch_size 3 .* leave nothing for some of 4 training processes"):
+        loader(batch_size=3)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -193,7 +199,7 @@ def test_error_of_open_image_comes_out_unchanged(workers: int) -> None:
     [
         ({"batch_size": 0}, "loader.batch_size must be at least 1, got 0"),
         ({"seed": -1}, "loader.seed must be at least 0, got -1"),
-        ({"count": 0}, "the training set has 0 images"),
+        ({"count": 0}, "a training set of 0 images leave nothing"),
     ],
 )
 def test_settings_out_of_range_are_named(options: dict[str, int], message: str) -> None:

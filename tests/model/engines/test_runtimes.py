@@ -193,8 +193,8 @@ def test_missing_and_unreadable_engines_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.xml").write_text("<nothing/>")
     with pytest.raises(ValueError, match=r"OpenVINO cannot read"):
         load_engine(tmp_path)
-    with pytest.raises(ValueError, match="unknown runtime 'tensorrt'"):
-        load_engine(broken, "tensorrt")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown runtime 'tflite'"):
+        load_engine(broken, "tflite")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threads"):
         load_engine(broken, threads=-1)
     with pytest.raises(ValueError, match="not a model this runtime reads"):

@@ -1,4 +1,4 @@
-"""Sensitivity finds the layer that was spoiled; the choice of float layers follows its rules."""
+"""Sensitivity finds the layer that was spoiled, and its short cuts change no number."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 from exported_detector import INPUT_SIZE, ExportedDetector, as_input, export_detector
 
-from model.quantization.quantize import float_layers, quantized_layers
+from model.quantization.quantize import float_layers, quantized_layers, set_float_layers
 from model.quantization.sensitivity import (
-    LayerSensitivity,
-    choose_float_layers,
+    _ConfidentAnchors,
     layer_sensitivity,
     multiply_add_shares,
+    quantization_errors,
 )
 from model.yolo_nas import YoloNAS
 
@@ -60,30 +61,26 @@ def test_shares_of_a_transposed_convolution(detector: ExportedDetector) -> None:
     assert shares[name] / shares[other] == pytest.approx(ratio)
 
 
-SENSITIVITIES = [
-    LayerSensitivity("cheap", 0.30),
-    LayerSensitivity("dear", 0.50),
-    LayerSensitivity("harmless", 0.01),
-    LayerSensitivity("twin", 0.30),
-]
-SHARES = {"cheap": 0.01, "dear": 0.50, "harmless": 0.001, "twin": 0.01}
+def test_remembered_outputs_change_no_error(detector: ExportedDetector) -> None:
+    """Each layer measured by full passes of the network, against the pass that leaves out what comes before it."""
+    images = as_input(detector.images[:2])
+    names = [*list(quantized_layers(detector.quantized))[::9], "heads.head3.reg_pred"]
+    found = {layer.name: layer.error for layer in layer_sensitivity(detector.quantized, [images])}
+    with torch.no_grad():
+        for name in names:
+            network = copy.deepcopy(detector.quantized)
+            set_float_layers(network, dict.fromkeys(quantized_layers(network), "test"))
+            reference = _ConfidentAnchors(network, images)
+            quantized_layers(network)[name].quantizing = True
+            assert found[name] == reference.error(network, images)
 
 
-def test_choice_takes_the_most_error_per_cost_within_the_budget() -> None:
-    assert list(choose_float_layers(SENSITIVITIES, SHARES, 0.015)) == ["cheap"]  # equal ratios: network order
-    assert list(choose_float_layers(SENSITIVITIES, SHARES, 0.1)) == ["cheap", "twin"]
-    assert list(choose_float_layers(SENSITIVITIES, SHARES, 1.0)) == ["cheap", "twin", "dear"]
-
-
-def test_choice_without_budget_is_empty_and_reasons_are_given() -> None:
-    assert choose_float_layers(SENSITIVITIES, SHARES, 0.0) == {}
-    assert choose_float_layers([], SHARES, 0.5) == {}
-    reason = choose_float_layers(SENSITIVITIES, SHARES, 0.02)["cheap"]
-    assert "0.3000" in reason and "1.00 %" in reason
-
-
-def test_choice_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match="maximum_float_share"):
-        choose_float_layers(SENSITIVITIES, SHARES, 1.5)
-    with pytest.raises(ValueError, match="twin"):
-        choose_float_layers(SENSITIVITIES, {"cheap": 0.1, "dear": 0.1, "harmless": 0.1}, 0.5)
+def test_errors_of_several_layers_together(detector: ExportedDetector) -> None:
+    names = list(quantized_layers(detector.quantized))
+    batches = [as_input(detector.images[:1]), as_input(detector.images[1:2])]
+    nothing, first, everything = quantization_errors(detector.quantized, batches, [(), names[:1], names])
+    assert nothing == 0.0 < first < everything
+    assert first == layer_sensitivity(detector.quantized, batches)[0].error
+    with torch.no_grad():  # the layers compute again, they do not repeat what was remembered
+        assert torch.equal(*(detector.quantized(batch)[0][1] for batch in (batches[0], batches[0].clone())))
+        assert not torch.equal(*(detector.quantized(batch)[0][1] for batch in batches))

@@ -1,0 +1,151 @@
+"""`nasline import-weights` and `export-weights`: what lands on disk, what the gate sees of it, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import model
+from model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from model.preprocessing import Preprocessing
+from model.reference_file import read_reference_file
+from model.reference_weights import LICENCE, reference_state
+from pipeline_tasks.commands import import_weights as command
+from pipeline_tasks.commands.export_weights import export_weights
+from pipeline_tasks.errors import DataError, ParameterError
+from pipeline_tasks.gate import _licence_rule
+
+Nasline = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """N with two classes in the reference's names."""
+    torch.manual_seed(0)
+    return reference_state(model.build("n", 2))
+
+
+@pytest.fixture
+def file(state: dict[str, Tensor], tmp_path: Path) -> Path:
+    torch.save({"net": state, "epoch": 7}, tmp_path / "reference.pth")
+    return tmp_path / "reference.pth"
+
+
+def import_weights(
+    file: Path, names: str | None = "cat, dog", variant: str = "n", out: str = "imported"
+) -> CheckpointMetadata:
+    return command.import_weights(file, variant, file.parent / out, names)
+
+
+def beside(file: Path) -> list[str]:
+    return sorted(path.name for path in file.parent.iterdir())
+
+
+def test_there_and_back(nasline: Nasline, file: Path, state: dict[str, Tensor]) -> None:
+    (file.parent / "names.txt").write_text("cat\ndog\n\n")
+    options = ("--variant", "n", "--out", "imported", "--class-names", "names.txt")
+    told = nasline("import-weights", file, *options, code=0)
+    assert "net of" in told and LICENCE in told
+    _, metadata = load_checkpoint(file.parent / "imported")
+    assert (metadata.variant, metadata.class_names, metadata.step) == ("n", ("cat", "dog"), 0)
+    assert (metadata.preprocessing.input_size, metadata.preprocessing.margin) == (640, 4)
+    assert list(metadata.parents) == ["reference_file"]
+    check_lineage(metadata.lineage)
+    nasline("export-weights", "imported", "--out", "back.pth", code=0)
+    back = read_reference_file(file.parent / "back.pth")
+    assert back.class_names == ("cat", "dog")
+    assert set(back.state) == set(state)
+    assert all(torch.equal(back.state[key], state[key]) for key in state)
+    import_weights(file.parent / "back.pth", None, out="again")
+    first, second = (file.parent / name / "model.safetensors" for name in ("imported", "again"))
+    assert first.read_bytes() == second.read_bytes()
+    assert beside(file) == ["again", "back.pth", "imported", "names.txt", "reference.pth"]
+
+
+def check_lineage(lineage: dict[str, Any]) -> None:
+    """The gate sees a licence that has to be accepted by name, and pictures of which nothing is known."""
+    assert lineage["weights"] == [LICENCE] and "non-commercial" in LICENCE
+    assert lineage["annotations"] == ["unknown"]
+    assert [set(counts) for counts in lineage["images"].values()] == [{"unknown"}]
+    assert not _licence_rule("weights", set(lineage["weights"]), ["random initialisation"]).passed
+    assert _licence_rule("weights", set(lineage["weights"]), [LICENCE]).passed
+
+
+def test_a_refusal_is_one_sentence_and_leaves_nothing(nasline: Nasline, file: Path) -> None:
+    sentence = nasline("import-weights", file, "--variant", "s", "--out", "imported", code=65)
+    assert "does not hold the weights of a YOLO-NAS s" in sentence and "it fits --variant n" in sentence
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    assert "reference.pth" in nasline("import-weights", file, "--variant", "n", "--out", "imported", code=65)
+    nasline("import-weights", file, "--variant", "pico", "--out", "imported", code=2)
+    assert beside(file) == ["reference.pth"]
+
+
+def test_eighty_classes_are_cocos(tmp_path: Path) -> None:
+    torch.save(reference_state(model.build("n", 80)), tmp_path / "coco.pth")
+    assert import_weights(tmp_path / "coco.pth", None).class_names[:2] == ("person", "bicycle")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "message"),
+    [
+        (None, ParameterError, "has 2 classes and does not name them; give --class-names"),
+        ("a,b,c", DataError, "has 2 classes, but --class-names gives 3;"),
+        ("a,a", ValueError, "class_names must be unique, repeated: a"),
+    ],
+)
+def test_class_names_that_do_not_fit(names: str, kind: type[Exception], message: str, file: Path) -> None:
+    with pytest.raises(kind, match=message):
+        import_weights(file, names)
+    assert beside(file) == ["reference.pth"]
+
+
+def test_every_faulty_tensor_is_listed(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(command.log, "warning", lambda _, line: lines.append(line))
+    faulty = {key: value for key, value in state.items() if not key.endswith("alpha")}
+    torch.save({"net": {**faulty, "heads.extra": torch.ones(1)}}, tmp_path / "faulty.pth")
+    with pytest.raises(DataError, match=r"YOLO-NAS n: 19 missing, 1 unexpected tensors .* it fits no variant"):
+        import_weights(tmp_path / "faulty.pth")
+    assert len(lines) == 20
+    assert "missing: backbone.stage1.blocks.bottlenecks.0.alpha" in lines
+    assert "unexpected: heads.extra" in lines
+    assert beside(tmp_path / "faulty.pth") == ["faulty.pth"]
+
+
+def test_broken_files_leave_nothing(file: Path) -> None:
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="is no checkpoint file or is damaged"):
+        import_weights(file)
+    torch.save({"net": {"a": torch.ones(1)}, "code": Path("/")}, file)
+    with pytest.raises(ValueError, match="holds pathlib"):
+        import_weights(file)
+    file.unlink()
+    with pytest.raises(ValueError, match="is no file"):
+        import_weights(file)
+    assert beside(file) == []
+
+
+def test_nothing_is_overwritten(file: Path) -> None:
+    (file.parent / "imported").mkdir()
+    with pytest.raises(ParameterError, match="imported exists; give a folder that does not exist yet"):
+        import_weights(file)
+    with pytest.raises(ParameterError, match=r"reference.pth exists; give a file that does not exist yet"):
+        export_weights(file.parent / "imported", file)
+
+
+def test_what_the_reference_cannot_hold_is_not_exported(file: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint.json cannot be read"):
+        export_weights(file.parent / "nowhere", file.parent / "x.pth")
+    metadata = CheckpointMetadata("n", ("cat", "dog"), Preprocessing(640), 0)
+    save_checkpoint(file.parent / "folded", model.build("n", 2).eval().fuse(), metadata)
+    with pytest.raises(ValueError, match="has no training form"):
+        export_weights(file.parent / "folded", file.parent / "x.pth")
+    assert not (file.parent / "x.pth").exists()
