@@ -1,6 +1,6 @@
 """Building blocks of YOLO-NAS: conv+norm, QARepVGG, bottleneck, CSP layer and spatial pyramid pooling.
 
-Attribute names follow the published checkpoints' state-dict keys, so that foreign weights load without a rename table.
+Attribute names follow the published checkpoints' state-dict keys, so that foreign weights need few renames.
 Every block that holds a batch norm has ``fuse()``, which folds it into a convolution with a bias.
 """
 
@@ -20,6 +20,16 @@ BATCH_NORM_MOMENTUM = 0.03
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm with the epsilon and momentum that every norm of YOLO-NAS uses."""
     return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
+
+
+def set_norm_momentum(network: nn.Module, momentum: float) -> None:
+    """Share of a batch's mean and variance that enters the running statistics of every batch norm, in (0, 1].
+
+    With the published 0.03 they lag behind the weights for some hundred steps, which is much of a short training.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            module.momentum = momentum
 
 
 def fold_batch_norm(

@@ -20,7 +20,7 @@ from model.data.image_set import ImageSet
 from model.detections import Detections, check_fits
 from model.matching import Matches, match
 
-RESAMPLES = 1000
+RESAMPLES = 500
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import nn
 
 from model import processes
 from model.batch_source import BatchGroups, BatchSource
+from model.blocks import set_norm_momentum
 from model.finiteness import NotFinite
 from model.freezing import frozen_layers
 from model.progress import EpochProgress, duration
@@ -189,6 +190,7 @@ class _Run:
         )
 
     def _learner(self, model: nn.Module) -> Learner:
+        set_norm_momentum(model, self.config.norm_momentum)
         return Learner(
             model,
             self.compute_loss,

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from model.blocks import BATCH_NORM_MOMENTUM
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -21,6 +23,7 @@ class TrainingConfig:
         warmup_steps: optimiser steps of linear warm-up; shortened for runs that are too short for it.
         warmup_initial_learning_rate: rate of the very first step.
         ema_decay: long-run decay of the averaged weights, in [0, 1); 0 evaluates the weights themselves.
+        norm_momentum: share of a batch's mean and variance in the statistics of the batch norms, in (0, 1].
         gradient_clip_norm: largest gradient norm, 0 for no limit.
         accumulate_steps: batches that one optimiser step learns from as if they were one (but for batch norm, which
             sees each on its own).
@@ -49,6 +52,7 @@ class TrainingConfig:
     warmup_steps: int = 1000
     warmup_initial_learning_rate: float = 1e-6
     ema_decay: float = 0.9997
+    norm_momentum: float = BATCH_NORM_MOMENTUM
     gradient_clip_norm: float = 0.0
     accumulate_steps: int = 1
     freeze: tuple[str, ...] = ()
@@ -74,6 +78,8 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"norm_momentum must lie in (0, 1], got {self.norm_momentum}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.budget_minutes is not None and self.budget_minutes <= 0:

@@ -1,12 +1,20 @@
-"""Candidate against champion, on today's test images that neither has learned from."""
+"""Candidate against champion, on today's test images that neither has learned from.
+
+A retrained engine may be a little worse than the champion and still pass, within `gate.champion_margin`. So that a
+line of champions cannot sink step by step, each registered engine that was measured below the best of its line carries
+that one along (folder `best/` of its bundle), and the next candidate is compared with it too, on the same terms.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline_tasks import seen_images
+from pipeline_tasks.seen_images import LINEAGE_FILE, Exclusion, SeenImages, HeldOutImages
 from pipeline_tasks.verdict import Rule
 
 if TYPE_CHECKING:
@@ -18,110 +26,242 @@ if TYPE_CHECKING:
     from pipeline_tasks.execution import StepContext
     from pipeline_tasks.params import GateParameters
 
-RESAMPLES = 100
-LINEAGE_FILE = "lineage.json"
+BEST_OF_LINE = "best"
+"""Folder in a bundle: engine and lineage of the best ancestor, where that one is not the bundle's own engine."""
+LINEAGE_NAME = "version"
+CERTAIN_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean AP50-95 over the classes both know, on the clean test images."""
+    """The candidate beside a registered engine: mean AP50-95 over the classes both know, on the clean test images.
+
+    share_of_resamples_worse: share of bootstrap resamples of the images in which the candidate is worse.
+    interval_points: 95 % of the resampled differences lie in it. The numbers are None when there is no clean image or
+    no class in common. hashed: whether near-duplicates could be looked for, not only equal files.
+    """
 
     champion: str
-    champion_map50_95: float
-    candidate_map50_95: float
+    champion_map50_95: float | None
+    candidate_map50_95: float | None
     images: int
-    excluded_images: int
+    excluded: tuple[Exclusion, ...]
+    hashed: bool
     shared_classes: tuple[str, ...]
     removed_classes: tuple[str, ...]
-    share_of_resamples_worse: float
-    """Share of bootstrap resamples of the images in which the candidate is worse."""
+    added_classes: dict[str, float | None]
+    """AP50-95 of each class that the champion lacks, None without boxes in the candidate's clean test images."""
+    share_of_resamples_worse: float | None
+    interval_points: tuple[float, float] | None
 
     @property
-    def difference_points(self) -> float:
+    def difference_points(self) -> float | None:
         """Candidate minus champion."""
+        if self.champion_map50_95 is None or self.candidate_map50_95 is None:
+            return None
         return 100 * (self.candidate_map50_95 - self.champion_map50_95)
 
     def to_json(self) -> dict[str, Any]:
         """For verdict.json."""
-        return {**asdict(self), "difference_points": self.difference_points}
+        return {
+            **asdict(self),
+            "excluded_images": len(self.excluded),
+            "difference_points": self.difference_points,
+        }
+
+    def how(self) -> str:
+        """On what was compared, for the sentences of the rules."""
+        near = sum(exclusion.bits is not None for exclusion in self.excluded)
+        excluded = f"{len(self.excluded)} excluded, {near} of them near-duplicates"
+        unhashed = "" if self.hashed else "; not all hashes are known, so copies were looked for by content only"
+        return f"{self.images} clean test images, {excluded}, {self.champion}{unhashed}"
 
 
-def compare(context: StepContext, candidate: Detections, test_set: ImageSet) -> Comparison | None:
+@dataclass(frozen=True)
+class Comparisons:
+    """With the champion, and with the best of its line where that is another engine."""
+
+    champion: Comparison
+    best_of_line: Comparison | None
+
+
+def compare(context: StepContext, candidate: Detections, test_set: ImageSet) -> Comparisons | None:
     """Measure the pinned champion beside the candidate; None without a champion or with the rule switched off."""
     if context.champion is None or context.parameters.gate.champion_margin is None:
         return None
-    clean = _clean_rows(context.champion, test_set)
-    images = test_set.subset(clean)
-    class_names = _class_names(context.champion)
-    shared = tuple(name for name in test_set.class_names if name in class_names)
-    theirs = _champion_detections(context, images, class_names)
-    ours = _of_images(candidate, clean)
     entry = context.run["champion"]
-    return Comparison(
-        champion=f"{entry['name']} v{entry['version']}",
-        champion_map50_95=_mean_ap(theirs, images, shared),
-        candidate_map50_95=_mean_ap(ours, images, shared),
-        images=len(images),
-        excluded_images=len(test_set) - len(images),
-        shared_classes=shared,
-        removed_classes=tuple(sorted(set(class_names) - set(test_set.class_names))),
-        share_of_resamples_worse=_share_worse(ours, theirs, images, shared, context.parameters.start.seed),
+    name = f"{entry['name']} v{entry['version']}"
+    images = seen_images.read_held_out(context.inputs["target"])
+    bench = _Bench(context, candidate, test_set, images, seen_images.seen_by_run(context))
+    best = context.champion / BEST_OF_LINE
+    return Comparisons(
+        bench.compare(name, context.champion),
+        bench.compare(f"{name}'s best ancestor {_version(best)}", best) if best.is_dir() else None,
     )
 
 
-def rules(comparison: Comparison | None, given: GateParameters) -> list[Rule]:
-    """The champion's rules: enough clean images, no class lost, not worse.
-
-    "Worse" needs both: a difference beyond the margin, and at least 95 % of the resamples on the champion's side, so
-    that neither noise nor a tiny loss decides.
-    """
-    if comparison is None or given.champion_margin is None:
+def rules(compared: Comparisons | None, given: GateParameters) -> list[Rule]:
+    """The champion's rules: enough clean images, not worse than it or the best of its line, its classes, new ones."""
+    if compared is None or given.champion_margin is None:
         return []
-    how = f"{comparison.images} clean test images, {comparison.excluded_images} excluded, {comparison.champion}"
-    enough = comparison.images >= given.minimum_comparison_images
-    worse = comparison.difference_points < -given.champion_margin and comparison.share_of_resamples_worse >= 0.95
-    kept = given.allow_removed_classes or not comparison.removed_classes
-    removed = ", ".join(comparison.removed_classes) or "none removed"
-    least, margin = given.minimum_comparison_images, given.champion_margin
+    champion, best = compared.champion, compared.best_of_line
+    least = given.minimum_comparison_images
     return [
-        Rule("clean test images for the champion", least, comparison.images, "images", how, enough),
-        Rule("mAP50-95 against the champion", -margin, comparison.difference_points, "points", how, not worse),
-        Rule("classes of the champion", "none removed", removed, "", how, kept),
+        Rule(
+            "clean test images for the champion", least, champion.images, "images", champion.how(),
+            champion.images >= least, "minimum_comparison_images",
+        ),
+        *_not_worse("mAP50-95 against the champion", champion, given.champion_margin),
+        *([] if best is None else _not_worse("mAP50-95 against the best of its line", best, given.champion_margin)),
+        *_class_rules(champion, given),
+    ]  # fmt: skip
+
+
+def carry_best_of_line(context: StepContext, verdict: dict[str, Any], bundle: Path) -> None:
+    """Put the best ancestor into a bundle, unless the candidate was measured at least as good as that one.
+
+    Where the comparison was switched off nothing was measured, and the ancestor stays the one to beat.
+    """
+    if context.champion is None:
+        return
+    carried = context.champion / BEST_OF_LINE
+    best, compared = (
+        (carried, verdict["best_of_line_comparison"])
+        if carried.is_dir()
+        else (context.champion, verdict["champion_comparison"])
+    )
+    difference = compared and compared["difference_points"]
+    if difference is None or difference < 0:
+        shutil.copytree(best / "engine", bundle / BEST_OF_LINE / "engine")
+        lineage = json.loads((best / LINEAGE_FILE).read_text(encoding="utf-8"))
+        entry = context.run["champion"]
+        named = {LINEAGE_NAME: f"{entry['name']} v{entry['version']}", **lineage}
+        (bundle / BEST_OF_LINE / LINEAGE_FILE).write_text(json.dumps(named, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _version(best: Path) -> str:
+    version: str = json.loads((best / LINEAGE_FILE).read_text(encoding="utf-8"))[LINEAGE_NAME]
+    return version
+
+
+def _not_worse(name: str, compared: Comparison, margin: float) -> list[Rule]:
+    """ "Worse" needs both: a difference beyond the margin, and at least 95 % of the resamples on the other's side, so
+    that neither noise nor a tiny loss decides. Nothing is judged where nothing could be compared.
+    """
+    difference, share = compared.difference_points, compared.share_of_resamples_worse
+    if difference is None or share is None:
+        return []
+    worse = difference < -margin and share >= CERTAIN_SHARE
+    how = f"{compared.how()}, worse in {share:.0%} of the resamples"
+    return [Rule(name, -margin, difference, "points", how, not worse, "champion_margin")]
+
+
+def _class_rules(compared: Comparison, given: GateParameters) -> list[Rule]:
+    removed = ", ".join(compared.removed_classes) or "none removed"
+    kept = given.allow_removed_classes or not compared.removed_classes
+    rules = [
+        Rule("classes of the champion", "none removed", removed, "", compared.champion, kept, "allow_removed_classes")
     ]
+    if compared.added_classes and given.minimum_added_class_map is not None:
+        least, parameter = given.minimum_added_class_map, "minimum_added_class_map"
+        lacking = [name for name, value in compared.added_classes.items() if value is None]
+        name, value = min(compared.added_classes.items(), key=lambda entry: -1.0 if entry[1] is None else entry[1])
+        how = f"worst of {len(compared.added_classes)} added classes: {name}"
+        measured = f"no box of {', '.join(lacking)} in the test images" if value is None else value
+        passed = value is not None and value >= least
+        rules.append(Rule("AP50-95 of added classes", least, measured, "", how, passed, parameter))
+    return rules
 
 
-def _clean_rows(champion: Path, test_set: ImageSet) -> NDArray[np.int64]:
-    """Test images that the champion was not trained, validated or pseudo-labelled on, by content."""
+@dataclass(frozen=True)
+class _Bench:
+    """What every comparison of one gate run shares."""
+
+    context: StepContext
+    candidate: Detections
+    test_set: ImageSet
+    images: HeldOutImages
+    seen_by_candidate: SeenImages
+
+    def compare(self, name: str, bundle: Path) -> Comparison:
+        """The candidate beside the engine of a bundle."""
+        given = self.context.parameters.gate
+        seen_by_other = seen_images.seen_by_bundle(bundle)
+        seen = {name: seen_by_other, "the candidate": self.seen_by_candidate}
+        excluded = seen_images.exclusions(self.images, seen, given.near_duplicate_bits)
+        rows = _other_rows(len(self.test_set), excluded)
+        clean, class_names = self.test_set.subset(rows), _class_names(bundle)
+        shared = tuple(one for one in self.test_set.class_names if one in class_names)
+        measured = self._measured(bundle, clean, rows, shared) if len(clean) and shared else {}
+        return Comparison(
+            champion=name,
+            images=len(clean),
+            excluded=tuple(excluded.values()),
+            hashed=seen_by_other.hashed and self.seen_by_candidate.hashed and None not in self.images.hashes,
+            shared_classes=shared,
+            removed_classes=tuple(sorted(set(class_names) - set(self.test_set.class_names))),
+            added_classes=self._added_classes(class_names),
+            **{**dict.fromkeys(MEASURED), **measured},
+        )
+
+    def _measured(
+        self, bundle: Path, clean: ImageSet, rows: NDArray[np.int64], shared: tuple[str, ...]
+    ) -> dict[str, Any]:
+        from model.bootstrap import paired_difference
+
+        theirs = _champion_detections(self.context, bundle, clean)
+        ours = of_images(self.candidate, rows)
+        compared = paired_difference(ours, theirs, clean, shared, seed=self.context.parameters.start.seed)
+        low, high = compared.interval()
+        values = (compared.first, compared.second, compared.share_below_zero, (100 * low, 100 * high))
+        return dict(zip(MEASURED, values, strict=True))
+
+    def _added_classes(self, class_names: list[str]) -> dict[str, float | None]:
+        """Images that only the other engine has seen count here: it has no say about these classes."""
+        from model.evaluation import evaluate
+
+        added = [name for name in self.test_set.class_names if name not in class_names]
+        if not added:
+            return {}
+        seen = {"the candidate": self.seen_by_candidate}
+        near_bits = self.context.parameters.gate.near_duplicate_bits
+        rows = _other_rows(len(self.test_set), seen_images.exclusions(self.images, seen, near_bits))
+        per_class = evaluate(of_images(self.candidate, rows), self.test_set.subset(rows)).per_class_ap
+        return {name: per_class.get(name) for name in added}
+
+
+MEASURED = ("candidate_map50_95", "champion_map50_95", "share_of_resamples_worse", "interval_points")
+
+
+def _other_rows(count: int, excluded: dict[int, Exclusion]) -> NDArray[np.int64]:
     import numpy as np
 
-    seen = set(json.loads((champion / LINEAGE_FILE).read_text(encoding="utf-8"))["seen_images"])
-    return np.array([i for i in range(len(test_set)) if test_set.sha256(i) not in seen], dtype=np.int64)
+    return np.array([row for row in range(count) if row not in excluded], dtype=np.int64)
 
 
-def _class_names(champion: Path) -> list[str]:
-    names: list[str] = json.loads((champion / "engine" / "engine.json").read_text(encoding="utf-8"))["class_names"]
+def _class_names(bundle: Path) -> list[str]:
+    names: list[str] = json.loads((bundle / "engine" / "engine.json").read_text(encoding="utf-8"))["class_names"]
     return names
 
 
-def _champion_detections(context: StepContext, images: ImageSet, class_names: list[str]) -> Detections:
-    """The champion's detections with the candidate's labels; classes the candidate lacks are left out."""
+def _champion_detections(context: StepContext, bundle: Path, images: ImageSet) -> Detections:
+    """A registered engine's detections with the candidate's labels; classes the candidate lacks are left out."""
     import numpy as np
 
     from model.detections import Detections
     from pipeline_tasks.gate import build_engine, detect_with, read_preprocessing
 
-    assert context.champion is not None
-    folder = context.champion / "engine"
-    engine = build_engine(folder / "model.onnx", context.state / "champion", context.parameters.gate)
+    folder = bundle / "engine"
+    engine = build_engine(folder / "model.onnx", context.state / "champion" / bundle.name, context.parameters.gate)
     found = detect_with(context, engine, images, read_preprocessing(folder))
     names = list(images.class_names)
-    mapping = np.array([names.index(name) if name in names else -1 for name in class_names], dtype=np.int64)
+    mapping = np.array([names.index(name) if name in names else -1 for name in _class_names(bundle)], dtype=np.int64)
     labels = mapping[found.labels]
     known = labels >= 0
     return Detections(found.image_index[known], found.boxes_xyxy[known], found.scores[known], labels[known])
 
 
-def _of_images(found: Detections, rows: NDArray[np.int64]) -> Detections:
+def of_images(found: Detections, rows: NDArray[np.int64]) -> Detections:
     """The detections of chosen images, renumbered; an image chosen twice brings its detections twice."""
     import numpy as np
 
@@ -134,30 +274,3 @@ def _of_images(found: Detections, rows: NDArray[np.int64]) -> Detections:
     chosen = order[np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
     image_index = np.repeat(np.arange(len(rows), dtype=np.int64), counts)
     return Detections(image_index, found.boxes_xyxy[chosen], found.scores[chosen], found.labels[chosen])
-
-
-def _mean_ap(found: Detections, images: ImageSet, class_names: tuple[str, ...]) -> float:
-    """Mean AP50-95 of the named classes that have boxes in these images."""
-    import math
-
-    from model.evaluation import evaluate
-
-    per_class = evaluate(found, images).per_class_ap
-    values = [per_class[name] for name in class_names if name in per_class and not math.isnan(per_class[name])]
-    return sum(values) / len(values) if values else 0.0
-
-
-def _share_worse(
-    ours: Detections, theirs: Detections, images: ImageSet, class_names: tuple[str, ...], seed: int
-) -> float:
-    """Paired bootstrap over images (Efron & Tibshirani 1993, ch. 16): both engines see the same resamples."""
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    worse = 0
-    for _ in range(RESAMPLES):
-        rows = random.integers(0, len(images), len(images))
-        sample = images.subset(rows)
-        ours_map = _mean_ap(_of_images(ours, rows), sample, class_names)
-        worse += ours_map < _mean_ap(_of_images(theirs, rows), sample, class_names)
-    return worse / RESAMPLES

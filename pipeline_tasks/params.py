@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from pipeline_tasks.errors import DataError, ParameterError
+from pipeline_tasks.gate_parameters import GateParameters
 from pipeline_tasks.export_parameters import ExportParameters
 from pipeline_tasks.schema import Section, parameter
 from pipeline_tasks.training_parameters import TrainingParameters
@@ -238,48 +239,6 @@ class QuantizeParameters(Section):
     training: QuantizationTrainingParameters = QuantizationTrainingParameters()
 
 
-class GateParameters(Section):
-    """The rules an engine must pass; an empty limit switches its rule off."""
-
-    target: Literal["cpu"] = parameter("cpu", "Device the engine is built for and measured on")
-    runtime: Literal["openvino", "onnxruntime", "tensorrt"] = parameter("openvino", "Runtime on the target")
-    minimum_map: float | None = parameter(
-        0.2, "Lowest mAP50-95 of the INT8 engine on the test split", main=True, ge=0, le=1
-    )
-    maximum_map_drop: float | None = parameter(
-        1.0, "Most mAP50-95 the INT8 engine may lose against the float engine", unit="points", main=True, ge=0, le=100
-    )
-    maximum_latency_ms: float | None = parameter(
-        None, "Budget for the INT8 engine's median latency on the target", unit="ms", main=True, gt=0
-    )
-    minimum_speedup: float | None = parameter(None, "Least float over INT8 latency (minima, which noise spares)", gt=0)
-    champion_margin: float | None = parameter(
-        0.5, "mAP50-95 by which the engine may be worse than the champion on today's clean test images",
-        unit="points", ge=0, le=100,
-    )  # fmt: skip
-    allow_removed_classes: bool = parameter(False, "Accept an engine that lacks a class of the champion")
-    minimum_comparison_images: int = parameter(10, "Fewest clean test images a champion comparison needs", ge=1)
-    maximum_size_megabytes: float | None = parameter(None, "Largest INT8 ONNX file", unit="MB", gt=0)
-    require_image_licence: list[str] | None = parameter(
-        None, "Accepted licences of the images, by name as in the dataset; empty accepts all"
-    )
-    require_annotation_licence: list[str] | None = parameter(
-        None, "Accepted licences of the annotations; empty accepts all"
-    )
-    require_weights_licence: list[str] | None = parameter(
-        None, "Accepted origins of the weights, such as 'random initialisation'; empty accepts all"
-    )
-    latency_threads: int = parameter(0, "Threads of the measured engines; 0 takes every core", ge=0, le=1024)
-    latency_repeats: int = parameter(200, "Timed runs per engine, interleaved", ge=10, le=100000)
-    maximum_box_error_pixels: float | None = parameter(
-        0.5, "Mean box difference of the built INT8 engine to the exported file run literally, on confident anchors",
-        unit="pixels", gt=0,
-    )  # fmt: skip
-    maximum_spread: float = parameter(
-        0.5, "Largest (p90 - min) / min of a latency measurement before it is repeated, then refused", gt=0
-    )
-
-
 class RegisterParameters(Section):
     """Registration of the accepted engine."""
 
@@ -405,6 +364,8 @@ def _sentence(error: ValidationError, source: str, options: dict[str, Any]) -> s
         origin = "option" if key in options else source
         if fault["type"] == "extra_forbidden":
             faults.append(f"{origin}: {key} is no known parameter{_suggestion(key)}")
+        elif fault["type"] == "value_error":  # of a whole section, whose values would fill the screen
+            faults.append(f"{origin}: {key}.{fault['ctx']['error']}")
         else:
             faults.append(f"{origin}: {key}: {_lower(fault['msg'])}, got {json.dumps(fault['input'], default=str)}")
     return "; ".join(faults)

@@ -14,7 +14,7 @@ class TrainingParameters(Section):
         unit="minutes", gt=0,
     )  # fmt: skip
     batch_size: int = parameter(
-        16, "Images of a batch, over all processes; an optimiser step learns from accumulate_steps batches",
+        8, "Images of a batch, over all processes; an optimiser step learns from accumulate_steps batches",
         unit="images", ge=1, le=4096,
     )  # fmt: skip
     auto_batch_size: bool = parameter(
@@ -25,7 +25,7 @@ class TrainingParameters(Section):
         1, "Batches whose gradients are joined into one optimiser step, as if they were one batch (batch norm apart)",
         unit="batches", ge=1, le=1024,
     )  # fmt: skip
-    learning_rate: float = parameter(5e-4, "Peak learning rate of AdamW", gt=0, le=1)
+    learning_rate: float = parameter(3e-3, "Peak learning rate of AdamW", gt=0, le=1)
     final_learning_rate_ratio: float = parameter(0.1, "Last learning rate over the peak (cosine)", gt=0, le=1)
     layer_decay: float = parameter(
         1.0, "Factor on the learning rate from heads to neck, to each backbone stage, to the stem, for fine-tuning "
@@ -36,9 +36,13 @@ class TrainingParameters(Section):
         [], "Layers that stay as they are, batch norm statistics included, as patterns of names such as "
         "backbone.stem or backbone.stage[12]",
     )  # fmt: skip
-    weight_decay: float = parameter(1e-4, "AdamW weight decay of kernels", ge=0, le=1)
+    weight_decay: float = parameter(1e-3, "AdamW weight decay of kernels", ge=0, le=1)
     warmup_steps: int = parameter(100, "Optimiser steps of linear warm-up", unit="steps", ge=0)
-    ema_decay: float = parameter(0.9997, "Decay of the exponential moving average of the weights", ge=0, lt=1)
+    ema_decay: float = parameter(0.998, "Decay of the exponential moving average of the weights", ge=0, lt=1)
+    norm_momentum: float = parameter(
+        0.1, "Share of a batch in the running statistics of the batch norms; 0.03 is published, for long trainings",
+        gt=0, le=1,
+    )  # fmt: skip
     gradient_clip_norm: float | None = parameter(10.0, "Gradients are scaled down to this norm; empty: never", gt=0)
     class_balance: float = parameter(
         0.0, "Share of images below which a class counts as rare: images with class c come sqrt(this / share of c) "
@@ -50,10 +54,10 @@ class TrainingParameters(Section):
         "arXiv 1612.08242, section 2); the last close_mosaic_epochs have image_size; 0 is off",
         ge=0, le=0.5,
     )  # fmt: skip
-    mosaic: float = parameter(0.5, "Probability of joining four images into one", ge=0, le=1)
+    mosaic: float = parameter(0.0, "Probability of joining four images into one", ge=0, le=1)
     mixup: float = parameter(0.0, "Probability of blending two images", ge=0, le=1)
     flip: float = parameter(0.5, "Probability of a left-right flip (0 for text or digits)", ge=0, le=1)
-    scale: float = parameter(0.5, "Random zoom: factor within 1 ± scale", ge=0, lt=1)
+    scale: float = parameter(0.3, "Random zoom: factor within 1 ± scale", ge=0, lt=1)
     translate: float = parameter(0.1, "Random shift as a share of the image side", ge=0, lt=1)
     rotate_degrees: float = parameter(0.0, "Random rotation within ± this angle", unit="degrees", ge=0, le=180)
     color_jitter: float = parameter(1.0, "Strength of hue, saturation and value jitter; 0 is none", ge=0, le=3)

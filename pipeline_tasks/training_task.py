@@ -167,6 +167,7 @@ def training_config(task: TrainingTask, shared: StartParameters) -> TrainingConf
         weight_decay=parameters.weight_decay,
         warmup_steps=parameters.warmup_steps,
         ema_decay=parameters.ema_decay,
+        norm_momentum=parameters.norm_momentum,
         gradient_clip_norm=parameters.gradient_clip_norm or 0.0,
         accumulate_steps=parameters.accumulate_steps,
         freeze=tuple(parameters.freeze),

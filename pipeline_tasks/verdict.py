@@ -10,7 +10,7 @@ FILE = "verdict.json"
 
 @dataclass(frozen=True)
 class Rule:
-    """One judged rule."""
+    """One judged rule; `parameter` is the field of the section `gate` that sets its limit, empty if none does."""
 
     name: str
     limit: float | str
@@ -18,6 +18,7 @@ class Rule:
     unit: str
     how: str
     passed: bool
+    parameter: str = ""
 
     def sentence(self) -> str:
         """The rule as a reader wants it: `INT8 mAP50-95: 0.412 meets the limit 0.35 (test split)`."""
@@ -30,21 +31,24 @@ def _text(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def at_least(name: str, measured: float, limit: float | None, unit: str, how: str) -> list[Rule]:
+def at_least(
+    name: str, measured: float, limit: float | None, unit: str, how: str, parameter: str = ""
+) -> list[Rule]:
     """A rule with a lower limit; none when the limit is off."""
-    return [] if limit is None else [Rule(name, limit, measured, unit, how, measured >= limit)]
+    return [] if limit is None else [Rule(name, limit, measured, unit, how, measured >= limit, parameter)]
 
 
-def at_most(name: str, measured: float, limit: float | None, unit: str, how: str) -> list[Rule]:
+def at_most(name: str, measured: float, limit: float | None, unit: str, how: str, parameter: str = "") -> list[Rule]:
     """A rule with an upper limit; none when the limit is off."""
-    return [] if limit is None else [Rule(name, limit, measured, unit, how, measured <= limit)]
+    return [] if limit is None else [Rule(name, limit, measured, unit, how, measured <= limit, parameter)]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """All rules, and the outcome: passed when every rule passed."""
+    """All rules, and the outcome: passed when every rule passed. `off`: parameters whose rules were switched off."""
 
     rules: tuple[Rule, ...]
+    off: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -64,4 +68,5 @@ class Verdict:
             "passed": self.passed,
             "sentence": self.sentence(),
             "rules": [asdict(rule) for rule in self.rules],
+            "off": list(self.off),
         }

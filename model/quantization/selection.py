@@ -21,6 +21,8 @@ PREDICTED_SPEEDUP = 2.0
 INT8, 65 TFLOPS in FP16)."""
 SMALLEST_SAVING = 1e-3
 """Share of all saving below which a layer's is taken for this: it is not measured more finely."""
+TOLD_APART = 0.1
+"""Share of a time by which two must differ to count as different: on a busy machine equal engines differ by 5 %."""
 FURTHER_POINTS = 2  # on the frontier, where PTQ is good enough and nothing had to be searched
 
 
@@ -74,12 +76,16 @@ class Selection:
         return any(point.accuracy >= self.wanted for point in self.points)
 
     def chosen(self, times: Sequence[float]) -> Point:
-        """The fastest choice that is accurate enough, given the time of each; where none is, the most accurate."""
+        """The fastest choice that is accurate enough, given the time of each; where none is, the most accurate.
+
+        Times within ``TOLD_APART`` of the fastest count as equal; of these the choice with the fewest layers in float.
+        """
         pairs = list(zip(self.points, times, strict=True))
         enough = [pair for pair in pairs if pair[0].accuracy >= self.wanted]
-        if enough:
-            return min(enough, key=lambda pair: (pair[1], -pair[0].accuracy))[0]
-        return min(pairs, key=lambda pair: (-pair[0].accuracy, pair[1]))[0]
+        if not enough:
+            return min(pairs, key=lambda pair: (-pair[0].accuracy, pair[1]))[0]
+        limit = (1 + TOLD_APART) * min(time for _, time in enough)
+        return min((point for point, time in enough if time <= limit), key=lambda point: len(point.float_layers))
 
 
 def rank_layers(

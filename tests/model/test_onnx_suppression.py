@@ -28,7 +28,7 @@ from model.onnx_suppression import (
 )
 from model.suppression import SuppressionConfig
 
-CONFIG = SuppressionConfig(iou_threshold=0.5, candidates=400, max_detections=60, sweeps=6)  # traced faster
+CONFIG = SuppressionConfig(iou_threshold=0.5, candidates=400, max_detections=60, sweeps=10)
 Make = Callable[..., onnx.ModelProto]
 
 

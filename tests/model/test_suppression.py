@@ -68,7 +68,7 @@ def test_equal_to_the_suppression_outside(
         assert np.array_equal(rows, expected(boxes_xyxy[image], scores[image], config))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     clusters=st.integers(1, 6),

@@ -125,7 +125,7 @@ def test_a_file_that_is_no_onnx_is_refused() -> None:
 
 @pytest.mark.slow
 def test_s_from_network_to_plan_within_a_minute(shared: Path, tmp_path: Path) -> None:
-    """YOLO-NAS-S at 640 pixels: export, float16 form and build; 10 s of processor time were measured, 14 s by the clock."""
+    """YOLO-NAS-S at 640 pixels: export, float16 form, build; 10 s of processor time and 14 s in all were measured."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = model.build("s", len(CLASS_NAMES)).eval().fuse()
