@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import seen_images
-from pipeline_tasks.seen_images import LINEAGE_FILE, Exclusion, SeenImages, HeldOutImages
+from pipeline_tasks.seen_images import CANDIDATE, LINEAGE_FILE, Exclusion, HeldOutImages, SeenImages
 from pipeline_tasks.verdict import Rule
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.data.image_set import ImageSet
     from model.detections import Detections
     from pipeline_tasks.execution import StepContext
-    from pipeline_tasks.params import GateParameters
+    from pipeline_tasks.gate_parameters import GateParameters
 
 BEST_OF_LINE = "best"
 """Folder in a bundle: engine and lineage of the best ancestor, where that one is not the bundle's own engine."""
@@ -85,14 +85,18 @@ class Comparisons:
     best_of_line: Comparison | None
 
 
-def compare(context: StepContext, candidate: Detections, test_set: ImageSet) -> Comparisons | None:
-    """Measure the pinned champion beside the candidate; None without a champion or with the rule switched off."""
+def compare(
+    context: StepContext, candidate: Detections, test_set: ImageSet, held_out: HeldOutImages, seen: SeenImages
+) -> Comparisons | None:
+    """Measure the pinned champion beside the candidate; None without a champion or with the rule switched off.
+
+    held_out: the images of test_set, in its order. seen: what the candidate has learned from.
+    """
     if context.champion is None or context.parameters.gate.champion_margin is None:
         return None
     entry = context.run["champion"]
     name = f"{entry['name']} v{entry['version']}"
-    images = seen_images.read_held_out(context.inputs["target"])
-    bench = _Bench(context, candidate, test_set, images, seen_images.seen_by_run(context))
+    bench = _Bench(context, candidate, test_set, held_out, seen)
     best = context.champion / BEST_OF_LINE
     return Comparisons(
         bench.compare(name, context.champion),
@@ -187,7 +191,7 @@ class _Bench:
         """The candidate beside the engine of a bundle."""
         given = self.context.parameters.gate
         seen_by_other = seen_images.seen_by_bundle(bundle)
-        seen = {name: seen_by_other, "the candidate": self.seen_by_candidate}
+        seen = {name: seen_by_other, CANDIDATE: self.seen_by_candidate}
         excluded = seen_images.exclusions(self.images, seen, given.near_duplicate_bits)
         rows = _other_rows(len(self.test_set), excluded)
         clean, class_names = self.test_set.subset(rows), _class_names(bundle)
@@ -223,7 +227,7 @@ class _Bench:
         added = [name for name in self.test_set.class_names if name not in class_names]
         if not added:
             return {}
-        seen = {"the candidate": self.seen_by_candidate}
+        seen = {CANDIDATE: self.seen_by_candidate}
         near_bits = self.context.parameters.gate.near_duplicate_bits
         rows = _other_rows(len(self.test_set), seen_images.exclusions(self.images, seen, near_bits))
         per_class = evaluate(of_images(self.candidate, rows), self.test_set.subset(rows)).per_class_ap

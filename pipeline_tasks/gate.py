@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_tasks import champion, verdict
-from pipeline_tasks.errors import ConfigurationError, TemporaryError
+from pipeline_tasks import champion, gate_latency, seen_images, verdict
+from pipeline_tasks.engine_table import EngineRow, engine_table
+from pipeline_tasks.errors import ConfigurationError
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
+from pipeline_tasks.gate_rules import Findings, engine_licences, judge
+from pipeline_tasks.gate_target import require_target
+from pipeline_tasks.seen_images import CANDIDATE
 from pipeline_tasks.training_task import open_images
-from pipeline_tasks.verdict import Rule, Verdict, at_least, at_most
+from pipeline_tasks.verdict import Verdict
 from pipeline_tasks.workspace import write_json
 
 if TYPE_CHECKING:
@@ -21,11 +26,10 @@ if TYPE_CHECKING:
     from model.detections import Detections
     from model.engines import Engine
     from model.engines.agreement import AgreementReport
-    from model.engines.latency import LatencyRecord
     from model.engines.openvino_engine import BuildReport
     from model.evaluation import DetectionMetrics
     from model.preprocessing import Preprocessing
-    from pipeline_tasks.params import GateParameters
+    from pipeline_tasks.gate_parameters import GateParameters
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +40,36 @@ def gate(context: StepContext) -> dict[str, Any]:
     """Measure both engines of the target on the test split and write verdict.json.
 
     A rejection is a result: it is published, and the command's exit code 99 tells it.
+
+    Raises:
+        ConfigurationError: this machine is not the target, or lacks what the target needs.
+        TemporaryError: the latency scatters too much to be judged.
     """
     from model.data.tables import read_dataset
     from model.evaluation import evaluate
 
-    engine_folder = context.inputs["engine"]
+    given, engine_folder = context.parameters.gate, context.inputs["engine"]
+    require_target(given.target)
     preprocessing = read_preprocessing(engine_folder)
     test_set = read_dataset(context.inputs["target"]).split("test")
+    held_out, seen = seen_images.read_held_out(context.inputs["target"]), seen_images.seen_by_run(context)
     engines = _build_engines(context, engine_folder)
-    found = {name: detect_with(context, engine, test_set, preprocessing) for name, engine in engines.items()}
-    metrics = {name: evaluate(detections, test_set) for name, detections in found.items()}
-    latency = _measure_latency(context, engines, preprocessing)
-    comparison = champion.compare(context, found["int8"], test_set)
-    agreement = _agreement(context, engines["int8"], test_set, preprocessing)
-    judged = _judge(context, metrics, latency, comparison, agreement, engines["int8"].precision)
-    _write(context, judged, metrics, latency, comparison)
-    _draw(context, metrics["int8"], found["int8"], test_set)
-    (log.info if judged.passed else log.warning)("verdict: %s", judged.sentence())
-    return _summary(judged, metrics, latency)
+    detected = {name: detect_with(context, engine, test_set, preprocessing) for name, engine in engines.items()}
+    found = Findings(
+        metrics={name: evaluate(detections, test_set) for name, detections in detected.items()},
+        latency=gate_latency.measure(context, engines, preprocessing, test_set),
+        agreement=_agreement(context, engines["int8"], test_set, preprocessing),
+        precision=engines["int8"].precision,
+        megabytes=(engine_folder / INT8_FILE).stat().st_size / 1e6,
+        licences=engine_licences(engine_folder),
+        compared=champion.compare(context, detected["int8"], test_set, held_out, seen),
+        learned=tuple(seen_images.exclusions(held_out, {CANDIDATE: seen}, given.near_duplicate_bits).values()),
+    )
+    judged = judge(found, given)
+    _write(context, judged, found)
+    _draw(context, found.metrics["int8"], detected["int8"], test_set)
+    _tell(judged, found)
+    return _summary(judged, found)
 
 
 def read_preprocessing(engine_folder: Path) -> Preprocessing:
@@ -74,18 +90,18 @@ def build_engine(onnx_file: Path, folder: Path, given: GateParameters) -> Engine
     """Build one engine for the target and open it."""
     from model.engines import load_engine
 
-    if given.runtime == "openvino":
+    if given.engine_runtime == "openvino":
         from model.engines.openvino_engine import build_openvino
 
         report = build_openvino(onnx_file, folder, given.latency_threads)
         log.info("%s: %d convolutions run in INT8, %d in float", onnx_file.name, *_counts(report))
         onnx_file = folder / "model.xml"
-    if given.runtime == "tensorrt":
-        onnx_file = _build_tensorrt(onnx_file, folder)
-    return load_engine(onnx_file, runtime=given.runtime, threads=given.latency_threads)
+    if given.engine_runtime == "tensorrt":
+        onnx_file = _build_tensorrt(onnx_file, folder, given.target)
+    return load_engine(onnx_file, runtime=given.engine_runtime, threads=given.latency_threads)
 
 
-def _build_tensorrt(onnx_file: Path, folder: Path) -> Path:
+def _build_tensorrt(onnx_file: Path, folder: Path, target: str) -> Path:
     """The plan for the GPU at hand; ConfigurationError says which device or package is missing."""
     from model.engines import MissingRuntimeError
     from model.engines.tensorrt_build import build_tensorrt
@@ -93,7 +109,7 @@ def _build_tensorrt(onnx_file: Path, folder: Path) -> Path:
     try:
         report = build_tensorrt(onnx_file, folder)
     except MissingRuntimeError as error:
-        raise ConfigurationError(f"gate.runtime is tensorrt, but {error}") from None
+        raise ConfigurationError(f"gate.target is {target}, but {error}") from None
     log.info(
         "%s on %s: %d convolutions run in INT8, %d in float",
         onnx_file.name, report.gpu, report.int8_convolutions, report.float_convolutions,
@@ -112,24 +128,6 @@ def detect_with(context: StepContext, engine: Engine, images: ImageSet, preproce
     return detect(engine.run, images, open_images(context), preprocessing, batch_size=1)
 
 
-def _measure_latency(
-    context: StepContext, engines: dict[str, Engine], preprocessing: Preprocessing
-) -> dict[str, LatencyRecord]:
-    """Batch one, engines interleaved; a measurement that scatters too much is repeated, then refused."""
-    import numpy as np
-
-    from model.engines.latency import measure_latency
-
-    given = context.parameters.gate
-    size = preprocessing.input_size
-    image = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
-    records = measure_latency(
-        engines, image, warmup_seconds=1.0, repeats=given.latency_repeats, spread_limit=given.maximum_spread
-    )
-    _refuse_noise(records, needed=given.maximum_latency_ms is not None or given.minimum_speedup is not None)
-    return records
-
-
 def _agreement(
     context: StepContext, engine: Engine, test_set: ImageSet, preprocessing: Preprocessing
 ) -> AgreementReport:
@@ -146,83 +144,20 @@ def _agreement(
     return compare_outputs(literal, engine, np.concatenate([images for images, _, _ in batches]))
 
 
-def _refuse_noise(records: dict[str, LatencyRecord], needed: bool) -> None:
-    """No rule may judge a noisy measurement; without a latency rule it is recorded as noisy."""
-    from model.engines.latency import require_quiet
-
-    try:
-        require_quiet(records.values())
-    except ValueError as error:
-        if needed:
-            raise TemporaryError(str(error)) from None
-        log.warning("%s; no latency rule is on, so the record is kept and marked noisy", error)
-
-
-def _judge(
-    context: StepContext,
-    metrics: dict[str, DetectionMetrics],
-    latency: dict[str, LatencyRecord],
-    comparison: champion.Comparison | None,
-    agreement: AgreementReport,
-    precision: str,
-) -> Verdict:
-    given, engine_folder = context.parameters.gate, context.inputs["engine"]
-    int8, plain = metrics["int8"].map50_95, metrics["float"].map50_95
-    speedup = latency["float"].min_ms / latency["int8"].min_ms
-    compared = f"{agreement.images} test images, {agreement.confident_anchors} confident anchors"
-    megabytes = (engine_folder / INT8_FILE).stat().st_size / 1e6
-    on_test = f"test split, {given.runtime} on {given.target}"
-    timed = f"{latency['int8'].device.device}, {latency['int8'].threads or 'all'} threads, batch 1, interleaved"
-    rules = [
-        *at_least("INT8 mAP50-95", int8, given.minimum_map, "", on_test),
-        *at_most("mAP50-95 lost by INT8", 100 * (plain - int8), given.maximum_map_drop, "points", on_test),
-        Rule("precision of the built engine", "int8", precision, "", given.runtime, precision == "int8"),
-        *at_most("box error", agreement.box_error_mean_px, given.maximum_box_error_pixels, "pixels", compared),
-        *at_most("INT8 latency p50", latency["int8"].p50_ms, given.maximum_latency_ms, "ms", timed),
-        *at_least("speed-up over float", speedup, given.minimum_speedup, "times", timed),
-        *at_most("INT8 file size", megabytes, given.maximum_size_megabytes, "MB", INT8_FILE),
-        *_licence_rules(context),
-        *champion.rules(comparison, given),
-    ]
-    return Verdict(tuple(rules))
-
-
-def _licence_rules(context: StepContext) -> list[Rule]:
-    """What the engine descends from, each kind apart; a licence that is not listed, or unknown, is not accepted."""
-    given = context.parameters.gate
-    lineage = json.loads((context.inputs["engine"] / "engine.json").read_text(encoding="utf-8"))["lineage"]
-    found = {
-        "image": {name for counts in lineage["images"].values() for name in counts},
-        "annotation": set(lineage["annotations"]),
-        "weights": set(lineage["weights"]),
-    }
-    accepted = {kind: getattr(given, f"require_{kind}_licence") for kind in found}
-    return [_licence_rule(kind, found[kind], names) for kind, names in accepted.items() if names is not None]
-
-
-def _licence_rule(kind: str, found: set[str], accepted: list[str]) -> Rule:
-    refused = sorted(found - set(accepted))
-    measured = "not accepted: " + ", ".join(refused) if refused else "policy satisfied"
-    return Rule(f"{kind} licences", ", ".join(accepted), measured, "", "lineage of the engine", not refused)
-
-
-def _write(
-    context: StepContext,
-    judged: Verdict,
-    metrics: dict[str, DetectionMetrics],
-    latency: dict[str, LatencyRecord],
-    comparison: champion.Comparison | None,
-) -> None:
+def _write(context: StepContext, judged: Verdict, found: Findings) -> None:
     """Accuracy and latency apart: equal work gives equal accuracy files, while times always differ."""
-    drop = 100 * (metrics["float"].map50_95 - metrics["int8"].map50_95)
-    scalars = {name: entry.scalars() for name, entry in metrics.items()}
-    write_json(context.output / "accuracy.json", {**scalars, "int8_map_drop_points": drop})
-    write_json(context.output / "latency.json", {name: record.to_json() for name, record in latency.items()})
-    _write_precision_recall(context.output / "precision_recall.csv", metrics["int8"])
-    quarantined = _quarantined_test_images(context)
+    scalars = {name: metrics.scalars() for name, metrics in found.metrics.items()}
+    write_json(context.output / "accuracy.json", {**scalars, "int8_map_drop_points": found.map_drop_points})
+    write_json(context.output / "latency.json", found.latency.to_json())
+    _write_precision_recall(context.output / "precision_recall.csv", found.metrics["int8"])
+    compared = found.compared
+    best = compared.best_of_line if compared else None
     content = judged.to_json()
-    content["champion_comparison"] = comparison.to_json() if comparison else None
-    content["test_images_quarantined"] = quarantined
+    content["target"] = {"target": context.parameters.gate.target, "runtime": context.parameters.gate.engine_runtime}
+    content["champion_comparison"] = compared.champion.to_json() if compared else None
+    content["best_of_line_comparison"] = best.to_json() if best else None
+    content["test_images_like_training_images"] = [asdict(one) for one in found.learned]
+    content["test_images_quarantined"] = _quarantined_test_images(context)
     write_json(context.output / verdict.FILE, content)
 
 
@@ -248,16 +183,28 @@ def _draw(context: StepContext, metrics: DetectionMetrics, found: Detections, te
     write_accuracy_report(context.output / "plots", metrics, found, test_set, open_images(context))
 
 
-def _summary(
-    judged: Verdict, metrics: dict[str, DetectionMetrics], latency: dict[str, LatencyRecord]
-) -> dict[str, Any]:
+def _tell(judged: Verdict, found: Findings) -> None:
+    rows = [EngineRow(found.latency.engines[name], found.metrics[name].map50_95) for name in ("int8", "float")]
+    if found.learned:
+        message = "%d test images are near-duplicates of images the engine has learned from; its mAP may flatter it"
+        log.warning(message, len(found.learned))
+    for line in engine_table(rows):
+        log.info("%s", line)
+    (log.info if judged.passed else log.warning)("verdict: %s", judged.sentence())
+
+
+def _summary(judged: Verdict, found: Findings) -> dict[str, Any]:
+    int8, plain = found.latency.engines["int8"], found.latency.engines["float"]
     return {
         "passed": int(judged.passed),
         "verdict": judged.sentence(),
-        "int8_map50_95": metrics["int8"].map50_95,
-        "float_map50_95": metrics["float"].map50_95,
-        "int8_map50": metrics["int8"].map50,
-        "int8_latency_p50_ms": latency["int8"].p50_ms,
-        "float_latency_p50_ms": latency["float"].p50_ms,
-        "speedup": latency["float"].min_ms / latency["int8"].min_ms,
+        "int8_map50_95": found.metrics["int8"].map50_95,
+        "float_map50_95": found.metrics["float"].map50_95,
+        "int8_map50": found.metrics["int8"].map50,
+        "int8_latency_p50_ms": int8.p50_ms,
+        "int8_latency_p99_ms": int8.p99_ms,
+        "float_latency_p50_ms": plain.p50_ms,
+        "speedup": found.latency.speedup,
+        "preprocessing_p50_ms": found.latency.processing["preprocessing"].p50_ms,
+        "postprocessing_p50_ms": found.latency.processing["postprocessing"].p50_ms,
     }

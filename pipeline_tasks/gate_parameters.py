@@ -41,8 +41,8 @@ class GateParameters(Section):
     )
     minimum_speedup: float | None = parameter(None, "Least float over INT8 latency (minima, which noise spares)", gt=0)
     champion_margin: float | None = parameter(
-        0.5, "mAP50-95 by which the engine may be worse than the champion, and than the best of the champion's line, on "
-        "today's clean test images",
+        0.5, "mAP50-95 by which the engine may be worse than the champion, and than the best of the champion's line, "
+        "on today's clean test images",
         unit="points", ge=0, le=100,
     )  # fmt: skip
     allow_removed_classes: bool = parameter(False, "Accept an engine that lacks a class of the champion")
@@ -91,7 +91,6 @@ class GateParameters(Section):
     @model_validator(mode="after")
     def _enough_runs_for_the_slowest(self) -> GateParameters:
         if self.maximum_latency_p99_ms is not None and self.latency_repeats < P99_REPEATS:
-            raise ValueError(
-                f"latency_repeats must be at least {P99_REPEATS} with maximum_latency_p99_ms, got {self.latency_repeats}"
-            )
+            given = self.latency_repeats
+            raise ValueError(f"latency_repeats must be at least {P99_REPEATS} with maximum_latency_p99_ms, got {given}")
         return self

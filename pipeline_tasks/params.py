@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from pipeline_tasks.errors import DataError, ParameterError
-from pipeline_tasks.gate_parameters import GateParameters
 from pipeline_tasks.export_parameters import ExportParameters
+from pipeline_tasks.gate_parameters import GateParameters
 from pipeline_tasks.schema import Section, parameter
 from pipeline_tasks.training_parameters import TrainingParameters
 
@@ -208,8 +208,13 @@ class QuantizeParameters(Section):
     """Calibration, choice of the float layers, and quantization-aware training."""
 
     calibration_images: int = parameter(256, "Training images the ranges are measured on", unit="images", ge=1)
-    observer: Literal["max", "percentile", "mse"] = parameter("percentile", "How activation ranges are chosen")
-    percentile: float = parameter(99.99, "Share of activations inside the range", unit="percent", gt=50, le=100)
+    observer: Literal["auto", "max", "percentile", "mse"] = parameter(
+        "auto", "How activation ranges are chosen; auto tries max, mse and the percentiles 99.99 and 99.999, and takes "
+        "the one with the least error on confident predictions on the sensitivity images",
+    )  # fmt: skip
+    percentile: float = parameter(
+        99.99, "Share of activations inside the range, with observer percentile", unit="percent", gt=50, le=100
+    )
     sensitivity_images: int = parameter(64, "Training images the layer sensitivity is measured on", ge=1)
     float_layers: list[str] = parameter(
         [], "More layers to leave in float, as patterns of names such as backbone.stem*"
@@ -218,8 +223,8 @@ class QuantizeParameters(Section):
         True, "Merge the neck's transposed convolutions with the 1x1 convolutions behind them, so that both run in INT8"
     )
     maximum_float_share: float = parameter(
-        0.15, "Share of the time that INT8 saves (profiled where gate measures on this CPU with OpenVINO, else predicted "
-        "from multiply-adds) that selective quantization may give up",
+        0.15, "Share of the time that INT8 saves that selective quantization may give up; profiled where the gate's "
+        "target is cpu with OpenVINO, else predicted from multiply-adds",
         ge=0, le=1,
     )  # fmt: skip
     selection_evaluations: int = parameter(

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.params import QuantizeParameters
-from pipeline_tasks.quantization_search import CALIBRATION_BATCH, Choice, Subject, choose_layers
+from pipeline_tasks.quantization_search import (
+    CALIBRATION_BATCH,
+    SENSITIVITY_BATCH,
+    Choice,
+    Subject,
+    choose_layers,
+)
 from pipeline_tasks.training_task import TrainingTask, open_images, prepare_torch, run_training
 from pipeline_tasks.workspace import write_json
 
@@ -21,11 +27,13 @@ if TYPE_CHECKING:
     from model.checkpoint import CheckpointMetadata
     from model.data.image_set import ImageSet
     from model.data.tables import Dataset
+    from model.quantization.quantize import QuantizationConfig
     from model.yolo_nas import YoloNAS
 
 log = logging.getLogger(__name__)
 
 REPORT = "quantization.json"
+AUTO_PERCENTILES = (99.99, 99.999)
 FRONTIER_COLUMNS = (
     *("weights", "layers_added", "map50_95", "lost_points"),
     *("predicted", "measured_wall", "measured_cpu", "unit", "published"),
@@ -65,7 +73,7 @@ def quantize(context: StepContext) -> dict[str, Any]:
     from model.quantization.storage import save_quantized
 
     subject = _subject(context)
-    network = _calibrated(subject)
+    network, observer_errors = _calibrated(subject)
     float_map, int8_map = processes.made_by_first(lambda: (subject.measure(subject.folded), subject.measure(network)))
     log.info("validation mAP50-95: float %.4f, PTQ %.4f", float_map, int8_map)
     ptq = Stage("ptq", "ptq", network, int8_map, _within_budget(subject, float_map, int8_map))
@@ -73,7 +81,8 @@ def quantize(context: StepContext) -> dict[str, Any]:
     stages += _with_training(subject, stages, float_map)
     best = _best(stages)
     summary = _summary(context, float_map, stages, best)
-    report = {**summary, "layers_in_float": _write_reports(context, summary, stages, best)}
+    described = {**summary, "observer_errors": observer_errors}
+    report = {**described, "layers_in_float": _write_reports(context, described, stages, best)}
     save_quantized(context.output / "checkpoint", best.network, subject.metadata, report)
     return summary
 
@@ -116,19 +125,46 @@ def _training_images(training_set: ImageSet, given: QuantizeParameters, seed: in
     return training_set.subset(calibration), training_set.subset(held_aside[: given.sensitivity_images])
 
 
-def _calibrated(subject: Subject) -> YoloNAS:
-    """The quantized network; each process calibrates on its share, and all get the same ranges."""
-    from model.quantization.quantize import CPU_FLOAT_LAYERS, PREDICTION_LAYERS, QuantizationConfig, quantize
+def _calibrated(subject: Subject) -> tuple[YoloNAS, dict[str, float]]:
+    """The quantized network with the asked for or best ranges, and the error of each way to choose them where several
+    were tried. Each process calibrates on its share, and all get the same answer.
+    """
+    from model.quantization.quantize import float_layers, quantize, quantized_layers
+    from model.quantization.sensitivity import quantization_errors
 
-    given = subject.context.parameters.quantize
+    configs = _configs(subject.context.parameters.quantize)
+    networks = {
+        name: quantize(subject.folded, subject.batches(subject.calibration, CALIBRATION_BATCH), config)
+        for name, config in configs.items()
+    }
+    if len(networks) == 1:
+        return next(iter(networks.values())), {}
+    errors = {}
+    for name, network in networks.items():
+        int8 = [layer for layer in quantized_layers(network) if layer not in float_layers(network)]
+        batches = subject.batches(subject.held_aside, SENSITIVITY_BATCH)
+        (errors[name],) = quantization_errors(network, batches, [int8])
+    best = min(errors, key=lambda name: errors[name])
+    told = ", ".join(f"{name} {error:.4f}" for name, error in errors.items())
+    log.info("ranges by %s; errors on confident predictions: %s", best, told)
+    return networks[best], errors
+
+
+def _configs(given: QuantizeParameters) -> dict[str, QuantizationConfig]:
+    """The ways to choose ranges that are tried."""
+    from model.quantization.quantize import CPU_FLOAT_LAYERS, PREDICTION_LAYERS, QuantizationConfig
+
     by_default = PREDICTION_LAYERS if given.merge_upsampling else CPU_FLOAT_LAYERS
-    config = QuantizationConfig(
-        observer=given.observer,
-        percentile=given.percentile,
-        float_layers=(*by_default, *given.float_layers),
-        merge_upsampling=given.merge_upsampling,
+    common = QuantizationConfig(
+        float_layers=(*by_default, *given.float_layers), merge_upsampling=given.merge_upsampling
     )
-    return quantize(subject.folded, subject.batches(subject.calibration, CALIBRATION_BATCH), config)
+    if given.observer != "auto":
+        return {given.observer: replace(common, observer=given.observer, percentile=given.percentile)}
+    return {
+        "max": replace(common, observer="max"),
+        "mse": replace(common, observer="mse"),
+        **{f"percentile {p:g}": replace(common, observer="percentile", percentile=p) for p in AUTO_PERCENTILES},
+    }
 
 
 def _within_budget(subject: Subject, float_map: float, value: float) -> bool:

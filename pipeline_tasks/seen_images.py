@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LINEAGE_FILE = "lineage.json"
 CONTENTS, HASHES, KIND = "seen_images", "seen_perceptual_hashes", "perceptual_hash_kind"
+CANDIDATE = "the candidate"
 ROLES = ("target", "pretrain", "unlabeled")
 
 

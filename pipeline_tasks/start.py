@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_tasks import digests, initial_checkpoint, pinned_files
-from pipeline_tasks.champion import LINEAGE_FILE
 from pipeline_tasks.errors import DataError, ParameterError, RejectedError, UsageError
 from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.params import Parameters
+from pipeline_tasks.seen_images import LINEAGE_FILE
 from pipeline_tasks.tracking import registry
 from pipeline_tasks.tracking.client import tracking_uri
 from pipeline_tasks.workspace import Workspace

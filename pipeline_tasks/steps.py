@@ -63,6 +63,7 @@ STEPS: tuple[StepDefinition, ...] = (
         "Read the COCO folders, validate them with Great Expectations, quarantine bad rows.",
         outputs="Parquet tables per set, validation.json, quarantine, data docs",
         timeout_hours=6.0,
+        contract_version=2,
     ),
     StepDefinition(
         "pretrain",
@@ -133,8 +134,9 @@ STEPS: tuple[StepDefinition, ...] = (
         "gate",
         "Build the target's engines, measure accuracy and latency on them, write the verdict.",
         outputs="verdict.json, accuracy.json, latency.json, the target's engines, plots",
-        inputs=(TARGET, Input("engine", "export", folder="engine")),
+        inputs=(TARGET, PRETRAIN, UNLABELED, Input("engine", "export", folder="engine")),
         timeout_hours=6.0,
+        contract_version=2,
     ),
     StepDefinition(
         "register",
@@ -150,6 +152,7 @@ STEPS: tuple[StepDefinition, ...] = (
             UNLABELED,
         ),
         timeout_hours=2.0,
+        contract_version=2,
     ),
 )
 

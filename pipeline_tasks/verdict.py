@@ -31,9 +31,7 @@ def _text(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def at_least(
-    name: str, measured: float, limit: float | None, unit: str, how: str, parameter: str = ""
-) -> list[Rule]:
+def at_least(name: str, measured: float, limit: float | None, unit: str, how: str, parameter: str = "") -> list[Rule]:
     """A rule with a lower limit; none when the limit is off."""
     return [] if limit is None else [Rule(name, limit, measured, unit, how, measured >= limit, parameter)]
 

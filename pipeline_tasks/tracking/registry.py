@@ -23,7 +23,7 @@ CHAMPION = "champion"
 CANDIDATE = "candidate"
 ENGINE_TAG = "nasline.engine_digest"
 BUNDLE = "bundle"
-"""Folder inside the registered model: engine/, gate/, student/, teacher/, lineage.json."""
+"""Folder inside the registered model: engine/, gate/, student/, teacher/, lineage.json, sometimes best/."""
 
 
 def fetch_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
@@ -143,14 +143,21 @@ def _fetch_bundle(workspace: Workspace, uri: str, folder: Path) -> None:
 
 
 def register_bundle(
-    workspace: Workspace, name: str, bundle: Path, run_id: str | None, tags: dict[str, str], promote: bool
+    workspace: Workspace,
+    name: str,
+    bundle: Path,
+    run_id: str | None,
+    tags: dict[str, str],
+    promote: bool,
+    description: str = "",
 ) -> dict[str, Any]:
     """Register a bundle as a new version and move the aliases; an engine already registered keeps its version.
 
     Args:
-        bundle: Folder with engine/, gate/, student/, teacher/ and lineage.json.
+        bundle: Folder with engine/, gate/, student/, teacher/, lineage.json and perhaps best/.
         run_id: MLflow run of the step `register`, which then owns the model.
         tags: Tags of the version; ENGINE_TAG among them.
+        description: The version's page, in Markdown.
 
     Raises:
         UnavailableError: the registry does not answer; nothing was promoted.
@@ -160,6 +167,8 @@ def register_bundle(
         version = _existing_version(client, name, tags[ENGINE_TAG]) or _new_version(client, name, bundle, run_id)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
+        if description:
+            client.update_model_version(name, version, description)
         client.set_registered_model_alias(name, CANDIDATE, version)
         if promote:
             client.set_registered_model_alias(name, CHAMPION, version)

@@ -76,7 +76,7 @@ def _inspect(folder: Path, path: str | None) -> _FileFacts:
 
 
 def _decoded(content: bytes) -> tuple[int, int, int]:
-    """Height, width and hash of a picture as the training loader will see it; raises where it cannot be decoded fully."""
+    """Height, width and hash of a picture as the training loader will see it; raises where it is not whole."""
     if not content:
         raise ValueError("the file is empty")
     try:

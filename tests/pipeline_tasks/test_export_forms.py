@@ -90,7 +90,7 @@ def test_everything_on_request(
     ):
         export._write_half(ExportParameters(maximum_box_error_pixels=1e-9), engine, images)
     tensorrt_doubles.install(monkeypatch, tmp_path / "gpu")
-    built = build_engine(engine / "model.onnx", tmp_path / "target", GateParameters(runtime="tensorrt"))
+    built = build_engine(engine / "model.onnx", tmp_path / "target", GateParameters(target="gpu"))
     assert (built.name, built.precision) == ("tensorrt", "int8")
     assert (tmp_path / "target" / "model.plan").is_file()
 
@@ -109,9 +109,9 @@ def test_wrong_values_are_refused(wrong: dict[str, Any]) -> None:
 def test_without_tensorrt_the_gate_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(
-        ConfigurationError, match=r"gate\.runtime is tensorrt, but TensorRT cannot be imported"
+        ConfigurationError, match=r"gate\.target is gpu, but TensorRT cannot be imported"
     ) as caught:
-        build_engine(tmp_path / "model.onnx", tmp_path / "out", GateParameters(runtime="tensorrt"))
+        build_engine(tmp_path / "model.onnx", tmp_path / "out", GateParameters(target="gpu"))
     assert caught.value.exit_code == 78
     assert not (tmp_path / "out").exists()
 
@@ -122,4 +122,4 @@ def test_without_a_gpu_the_gate_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(
         ConfigurationError, match=r"no CUDA device can be used .*run this on a machine with an NVIDIA GPU"
     ):
-        build_engine(tmp_path / "model.onnx", tmp_path / "out", GateParameters(runtime="tensorrt"))
+        build_engine(tmp_path / "model.onnx", tmp_path / "out", GateParameters(target="gpu"))

@@ -19,7 +19,7 @@ import model
 from model.checkpoint import CheckpointMetadata, save_checkpoint
 from model.data.tables import BOXES_SCHEMA, IMAGES_SCHEMA, DatasetMetadata, write_dataset
 from model.preprocessing import Preprocessing
-from model.quantization.quantize import float_layers, quantized_layers
+from model.quantization.quantize import calibration_digest, float_layers, quantized_layers
 from model.quantization.storage import load_quantized, read_report
 from pipeline_tasks import quantization_search
 from pipeline_tasks import quantize as step
@@ -29,8 +29,9 @@ SIDE = 64
 FLOAT_MAP = 0.6
 STEM, HEAD = "backbone.stem.conv.rbr_reparam", "heads.head1.stem.seq.conv"
 OPTIONS: dict[str, Any] = {
-    "start.threads": 1, "gate.runtime": "onnxruntime", "quantize.calibration_images": 4,
-    "quantize.sensitivity_images": 2, "quantize.map_budget": 0.5, "quantize.maximum_float_share": 1.0,
+    "start.threads": 1, "gate.runtime": "onnxruntime", "quantize.observer": "percentile",
+    "quantize.calibration_images": 4, "quantize.sensitivity_images": 2, "quantize.map_budget": 0.5,
+    "quantize.maximum_float_share": 1.0,
 }  # fmt: skip
 """ONNX Runtime on the target: nothing is profiled, so no test waits for an export."""
 
@@ -171,6 +172,22 @@ def test_what_training_does_not_recover_is_searched_again(
     rows = json.loads((context.output / "frontier.json").read_text())
     assert [row["weights"] for row in rows if row["published"]] == ["qat"]
     assert {row["weights"] for row in json.loads((context.output / "sensitivity.json").read_text())} == {"ptq", "qat"}
+
+
+def test_ranges_are_those_with_the_least_error(
+    make_context: Callable[..., Any], judged_by: Callable[[Measure], None]
+) -> None:
+    judged_by(losing())
+    context = make_context(observer="auto", selection_evaluations=0)
+    step.quantize(context)
+    errors = json.loads((context.output / "quantization.json").read_text())["observer_errors"]
+    assert set(errors) == {"max", "mse", "percentile 99.99", "percentile 99.999"}
+    best = min(errors, key=errors.get)
+    name, _, percentile = best.partition(" ")
+    named = make_context("named", observer=name, percentile=float(percentile or 99.0), selection_evaluations=0)
+    step.quantize(named)
+    auto, plain = (load_quantized(folder / "checkpoint")[0] for folder in (context.output, named.output))
+    assert calibration_digest(auto) == calibration_digest(plain)
 
 
 def test_no_search_and_no_training_when_told_so(

@@ -1,0 +1,53 @@
+"""Engines side by side, as the gate and `nasline bench` print them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.engines.latency import LatencyRecord
+
+TIMES = ("min", "p50", "p90", "p99", "CPU min", "GPU p50")
+HEADING = ("precision", "pixels", "batch", "threads", *TIMES, "spread", "mAP50-95")
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine: its latency, and its mAP50-95 where it was measured."""
+
+    record: LatencyRecord
+    map50_95: float | None = None
+
+
+def engine_table(rows: Sequence[EngineRow]) -> list[str]:
+    """The lines to print: where it was measured, a heading, and a row for each engine; times in milliseconds."""
+    first = rows[0].record
+    names = [f"{row.record.name} ({row.record.runtime} {_short(row.record.runtime_version)})" for row in rows]
+    width = max(len(name) for name in (*names, "engine, times in ms")) + 2
+    device = f"{first.device.device}, {first.device.cores} CPU cores, load {first.device.load:.1f}"
+    how = f"{first.repeats} runs each, interleaved, after {first.warmup_seconds:g} s of warm-up"
+    lines = [f"{device}; {how}", _line("engine, times in ms", width, HEADING)]
+    lines += [_line(name, width, _cells(row)) for name, row in zip(names, rows, strict=True)]
+    return [line.rstrip() for line in lines]
+
+
+def _cells(row: EngineRow) -> tuple[str, ...]:
+    record = row.record
+    gpu = "" if record.gpu_p50_ms is None else f"{record.gpu_p50_ms:.2f}"
+    times = (record.min_ms, record.p50_ms, record.p90_ms, record.p99_ms, record.cpu_min_ms)
+    noise = f"{record.spread:.0%}{' noisy' if record.noisy else ''}"
+    accuracy = "" if row.map50_95 is None else f"{row.map50_95:.4f}"
+    what = (record.precision, str(record.input_size), str(record.batch), str(record.threads or "all"))
+    return (*what, *(f"{value:.2f}" for value in times), gpu, noise, accuracy)
+
+
+def _line(name: str, width: int, cells: Sequence[str]) -> str:
+    widths = (max(len(title) + 2, 9) for title in HEADING)
+    return f"{name:<{width}}" + "".join(f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
+
+
+def _short(version: str) -> str:
+    """`2026.4.1-22982-...` as `2026.4.1`."""
+    return version.partition("-")[0]

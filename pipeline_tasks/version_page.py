@@ -1,0 +1,100 @@
+"""What a registered version says of itself in MLflow: tags to filter by, and a page to read. From the gate's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline_tasks.champion import CERTAIN_SHARE
+
+Content = Mapping[str, Any]
+
+
+def tags(verdict: Content, accuracy: Content, latency: Content) -> dict[str, str]:
+    """Tags of the model version; times are of one image of the named size, inference alone."""
+    int8, plain = latency["int8"], latency["float"]
+    on_gpu = {} if int8["gpu_p50_ms"] is None else {"nasline.latency_gpu_p50_ms": f"{int8['gpu_p50_ms']:.3f}"}
+    return {
+        "nasline.verdict": verdict["sentence"],
+        "nasline.int8_map50_95": f"{accuracy['int8']['map50_95']:.4f}",
+        "nasline.float_map50_95": f"{accuracy['float']['map50_95']:.4f}",
+        "nasline.int8_map_drop_points": f"{accuracy['int8_map_drop_points']:.2f}",
+        "nasline.target": verdict["target"]["target"],
+        "nasline.device": int8["device"]["device"],
+        "nasline.runtime": f"{int8['runtime']} {int8['runtime_version']}",
+        "nasline.precision": int8["precision"],
+        "nasline.input_size": str(int8["input_size"]),
+        "nasline.latency_min_ms": f"{int8['min_ms']:.3f}",
+        "nasline.latency_p50_ms": f"{int8['p50_ms']:.3f} on {int8['device']['device']}",
+        "nasline.latency_p99_ms": f"{int8['p99_ms']:.3f}",
+        **on_gpu,
+        "nasline.speedup": f"{plain['min_ms'] / int8['min_ms']:.2f}",
+        "nasline.latency_noisy": str(int8["noisy"]).lower(),
+    }
+
+
+def description(verdict: Content, accuracy: Content, latency: Content) -> str:
+    """The version's page, in Markdown: the rules it passed, and what was measured where."""
+    columns = ("name", "measured", "limit", "unit", "how")
+    rules = [tuple(rule[column] for column in columns) for rule in verdict["rules"]]
+    engines = [_engine(name, accuracy[name], latency[name]) for name in ("int8", "float")]
+    around = [(name, latency[name]["p50_ms"], latency[name]["what"]) for name in ("preprocessing", "postprocessing")]
+    parts = [
+        f"The gate {verdict['sentence']}.",
+        _table(("rule", "measured", "limit", "unit", "how"), rules),
+        _place(latency["int8"]),
+        _table(("engine", "mAP50-95", "precision", "min ms", "p50 ms", "p90 ms", "p99 ms", "CPU min ms"), engines),
+        _table(("around it", "p50 ms", "what"), around),
+        *_champion(verdict),
+    ]
+    return "\n\n".join(parts)
+
+
+def _engine(name: str, accuracy: Content, record: Content) -> tuple[Any, ...]:
+    times = (record[f"{key}_ms"] for key in ("min", "p50", "p90", "p99", "cpu_min"))
+    return (name, accuracy["map50_95"], record["precision"], *times)
+
+
+def _place(record: Content) -> str:
+    """Device, runtime and state, as far as they were told."""
+    device, gpu = record["device"], record["device"]["gpu"]
+    threads = f", {record['threads'] or 'all'} threads" if device["kind"] == "cpu" else ""
+    sentences = [
+        f"Measured on {device['device']} by {record['runtime']} {record['runtime_version']}{threads}: batch "
+        f"{record['batch']}, {record['input_size']} pixels, {record['repeats']} runs after "
+        f"{record['warmup_seconds']:g} s of warm-up, engines in turns; spread {record['spread']:.0%}"
+        f"{', noisy' if record['noisy'] else ''}.",
+    ]
+    if gpu:
+        after = record["device_after"]["gpu"]
+        states = [
+            f"{_value(one['clock_mhz'])} MHz, {_value(one['temperature_celsius'])} °C, {_value(one['power_watts'])} W"
+            for one in (gpu, after)
+        ]
+        sentences.append(f"Driver {gpu['driver']}; before: {states[0]}; after: {states[1]}.")
+    return " ".join(sentences)
+
+
+def _champion(verdict: Content) -> list[str]:
+    compared = verdict["champion_comparison"]
+    if not compared or compared["difference_points"] is None:
+        return []
+    low, high = compared["interval_points"]
+    share = compared["share_of_resamples_worse"]
+    certain = "; surely worse" if share >= CERTAIN_SHARE else ""
+    return [
+        f"Against {compared['champion']} on {compared['images']} clean test images: "
+        f"{compared['difference_points']:+.2f} points (95 % of the resamples between {low:+.2f} and {high:+.2f}, worse "
+        f"in {share:.0%}{certain})."
+    ]
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [heading, ["---"] * len(heading), *([_value(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "not told"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
