@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 from airflow.sdk import TaskGroup, TriggerRule, get_current_context, task
 from step_operator import ACCELERATOR_POOL, REFERENCE_KEY, StartOperator, StepOperator, retry_arguments
 from trigger_form import parameter_file
 
+from pipeline_tasks.gate_parameters import Target
 from pipeline_tasks.steps import StepDefinition, definition, reference
 
 DAG_ARGUMENTS: dict[str, Any] = {
@@ -22,6 +23,10 @@ DAG_ARGUMENTS: dict[str, Any] = {
     "default_args": {"owner": "nasline", **retry_arguments(os.environ)},
     "tags": ["nasline", "yolo-nas"],
 }
+
+GATE_TARGETS: tuple[Target, ...] = get_args(Target)
+WHERE_GATES_RUN: dict[Target, dict[str, Any]] = {"gpu": {"pool": ACCELERATOR_POOL}, "t4": {"queue": "t4"}}
+"""A GPU that trains is no quiet one to measure on; a T4's gate waits for a worker that takes the queue `t4`."""
 
 
 def start_task(*arguments: str) -> StartOperator:
@@ -62,6 +67,32 @@ def shard_arguments() -> list[list[str]]:
     return [["--shard", f"{index}/{count}"] for index in range(count)]
 
 
+def gate_group() -> TaskGroup:
+    """One task per target, since a task's queue is fixed when Airflow reads the file; the run's target has its turn."""
+    step = definition("gate")
+    with TaskGroup("gate", tooltip=step.summary) as group:
+        chosen = chosen_gate()
+        for target in GATE_TARGETS:
+            chosen >> StepOperator(task_id=target, **{**_common(step), **WHERE_GATES_RUN.get(target, {})})
+    return group
+
+
+@task.branch(
+    task_id="target",
+    doc_md="Lets the gate run on the target that `start` froze; the tasks of the other targets are skipped.",
+)
+def chosen_gate() -> str:
+    """Id of the task whose turn it is."""
+    frozen = get_current_context()["ti"].xcom_pull(task_ids="start", key=REFERENCE_KEY)
+    return f"gate.{frozen['target']}"
+
+
+def register_task() -> StepOperator:
+    """Runs when the gate of one target accepted; a rejected gate is skipped like those of the other targets."""
+    rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+    return StepOperator(**_common(definition("register")), task_id="register", trigger_rule=rule)
+
+
 @task(
     task_id="report",
     trigger_rule=TriggerRule.NONE_FAILED,
@@ -71,9 +102,10 @@ def shard_arguments() -> list[list[str]]:
 def report() -> str:
     """Gather what `gate` and `register` said. A skipped task is no failure: a rejected engine is a result."""
     task_instance = get_current_context()["ti"]
-    steps = ("start", "gate", "register")
-    found = {step: task_instance.xcom_pull(task_ids=step, key=REFERENCE_KEY) for step in steps}
-    return outcome(found["start"] or {}, found["gate"], found["register"])  # Airflow logs what a task returns
+    tasks = ("start", *(f"gate.{target}" for target in GATE_TARGETS), "register")
+    start, *gates, register = (task_instance.xcom_pull(task_ids=name, key=REFERENCE_KEY) for name in tasks)
+    gate = next((found for found in gates if found), None)
+    return outcome(start or {}, gate, register)  # Airflow logs what a task returns
 
 
 def outcome(start: Mapping[str, Any], gate: Mapping[str, Any] | None, register: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable
-from pipeline_chain import DAG_ARGUMENTS, pseudo_label_group, report, start_task, step_task
+from pipeline_chain import DAG_ARGUMENTS, gate_group, pseudo_label_group, register_task, report, start_task, step_task
 from trigger_form import trigger_form
 
 DATASET = Asset(name="nasline_dataset", uri="nasline://dataset", group="nasline")
@@ -41,8 +41,8 @@ with DAG(
     distill = step_task("distill")
     quantize = step_task("quantize")
     export = step_task("export")
-    gate = step_task("gate")
-    register = step_task("register")
+    gate = gate_group()
+    register = register_task()
 
     start >> validate_data >> teach >> pseudo_label >> distill
     distill >> quantize >> export >> gate >> register

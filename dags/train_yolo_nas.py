@@ -5,7 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from airflow.sdk import DAG
-from pipeline_chain import DAG_ARGUMENTS, pretrain_group, pseudo_label_group, report, start_task, step_task
+from pipeline_chain import (
+    DAG_ARGUMENTS,
+    gate_group,
+    pretrain_group,
+    pseudo_label_group,
+    register_task,
+    report,
+    start_task,
+    step_task,
+)
 from trigger_form import trigger_form
 
 DOCUMENTATION = """
@@ -16,6 +25,9 @@ and start. Each field shows the value that holds when you leave it alone; sectio
 
 A green run ends in one of two ways, and the task `report` says which: the engine passed the gate and is registered,
 or the gate rejected it (`gate` and `register` are skipped, and the champion stays).
+
+The gate runs on the target that `gate.target` names: `t4` waits in the queue `t4` for a worker on a machine with a
+T4 (`docs/deploy.md`); the gates of other targets are skipped.
 
 A step that finished before with the same parameters and inputs is reused. Bad data or parameters fail at once; only
 what a retry can cure is retried. The button **MLflow run** on a task leads to its metrics and pictures. Tasks that
@@ -39,8 +51,8 @@ with DAG(
     distill = step_task("distill")
     quantize = step_task("quantize")
     export = step_task("export")
-    gate = step_task("gate")
-    register = step_task("register")
+    gate = gate_group()
+    register = register_task()
 
     start >> validate_data >> [pretrain_student, pretrain_teacher]
     pretrain_teacher >> teach >> pseudo_label >> distill

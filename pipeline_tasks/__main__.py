@@ -177,6 +177,7 @@ def _start(arguments: argparse.Namespace) -> int:
             "run": arguments.run,
             "step": "start",
             "shards": parameters.pseudo_label.shards,
+            "target": parameters.gate.target,
             "champion": frozen["champion"] and frozen["champion"]["version"],
             "datasets": {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry},
         }

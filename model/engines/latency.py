@@ -178,8 +178,8 @@ def require_quiet(records: Iterable[LatencyRecord]) -> None:
             raise ValueError(
                 f"the latency of {record.name} spreads by {record.spread:.0%} over its minimum on "
                 f"{record.device.device}, limit {record.spread_limit:.0%}, in the quietest of {record.repetitions} "
-                f"attempts; stop what else runs there (load {record.device.load:.1f} on {record.device.cores} cores) or "
-                "raise the limit"
+                f"attempts; stop what else runs there (load {record.device.load:.1f} on {record.device.cores} cores) "
+                "or raise the limit"
             )
 
 

@@ -58,6 +58,8 @@ def _play(name: str, arguments: list[str], entry: dict[str, Any]) -> int:
         result: dict[str, Any] = {"run": run, "step": name.split("/")[0], "key": f"key-of-{name}", "reused": False}
         if name == "start":
             result["shards"] = 3
+            options = json.loads(arguments[arguments.index("--options-json") + 1])
+            result["target"] = options.get("gate.target", "cpu")
         print("NASLINE_RESULT " + json.dumps(result), flush=True)
     return int(entry.get("exit", 0))
 

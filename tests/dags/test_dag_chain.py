@@ -18,7 +18,8 @@ from pipeline_tasks import params
 from pipeline_tasks.steps import STEPS, reference
 
 DAG_IDS = ("train_yolo_nas", "retrain_yolo_nas")
-HELPER_TASKS = {"pseudo_label.shards", "report"}
+HELPER_TASKS = {"pseudo_label.shards", "gate.target", "report"}
+GATES = {"gate.cpu", "gate.gpu", "gate.t4"}
 REFERENCES = [reference(step.name, part) for step in STEPS for part in step.parts or ("",)]
 
 
@@ -36,17 +37,20 @@ def logical_edges(dag: DAG) -> dict[str, set[str]]:
     edges = {}
     for task in dag.tasks:
         if task.task_id not in HELPER_TASKS and task.task_id != "pseudo_label.label":
-            upstream = {logical(earlier) for earlier in task.get_flat_relative_ids(upstream=True)}
-            edges[logical(task.task_id)] = upstream - {"", logical(task.task_id)}
+            name = logical(task.task_id)
+            upstream = {logical(earlier) for earlier in task.get_flat_relative_ids(upstream=True)} - {"", name}
+            edges[name] = edges.get(name, upstream) & upstream  # of the gate's tasks only one has its turn
     return edges
 
 
 def logical(task_id: str) -> str:
-    """`pretrain.student` as `pretrain/student`, `pseudo_label.merge` as `pseudo_label`; helpers as nothing."""
+    """`pretrain.student` as `pretrain/student`, `pseudo_label.merge` as `pseudo_label`, `gate.t4` as `gate`; helpers
+    as nothing.
+    """
     group, _, name = task_id.partition(".")
-    if group == "pseudo_label":
-        return group
-    return "" if task_id in HELPER_TASKS else reference(group, name)
+    if task_id in HELPER_TASKS:
+        return ""
+    return group if group in ("pseudo_label", "gate") else reference(group, name)
 
 
 def before(name: str, without: str = "") -> set[str]:
@@ -91,8 +95,9 @@ def test_the_picture_of_the_design() -> None:
         "pseudo_label.merge": {"distill"},
         "distill": {"quantize"},
         "quantize": {"export"},
-        "export": {"gate"},
-        "gate": {"register", "report"},
+        "export": {"gate.target"},
+        "gate.target": GATES,
+        **{gate: {"register", "report"} for gate in GATES},
         "register": {"report"},
         "report": set(),
     }
@@ -107,8 +112,9 @@ def test_every_task_is_explained_bounded_and_retried_with_care(dag_id: str) -> N
         if task.task_id in HELPER_TASKS:
             continue
         step = steps[task.task_id.split(".")[0]]
-        uses_accelerator = step.uses_accelerator and not task.task_id.endswith("merge")
+        uses_accelerator = (step.uses_accelerator and not task.task_id.endswith("merge")) or task.task_id == "gate.gpu"
         assert task.pool == ("accelerator" if uses_accelerator else "default_pool"), task.task_id
+        assert task.queue == ("t4" if task.task_id == "gate.t4" else "default"), task.task_id
         assert task.execution_timeout
         assert task.execution_timeout.total_seconds() == step.timeout_hours * 3600
         assert task.retry_delay.total_seconds() >= 60
@@ -157,7 +163,8 @@ def test_retraining_offers_no_pretraining() -> None:
 def test_a_run_passes_through_every_step_in_order(fake_nasline: FakeNasline) -> None:
     state, states = run("train_yolo_nas", {"start.dataset": "/data/my set", "distill.epochs": 2})
     assert state == "success"
-    assert set(states.values()) == {"success"}
+    assert {task for task, outcome in states.items() if outcome != "success"} == {"gate.gpu", "gate.t4"}
+    assert set(states.values()) == {"success", "skipped"}
     names = [call["name"] for call in fake_nasline.calls()]
     assert names[:2] == ["start", "validate_data"]
     assert sorted(names[2:4]) == ["pretrain/student", "pretrain/teacher"]
@@ -177,11 +184,26 @@ def test_a_rejected_engine_leaves_a_green_run_that_says_why(
     fake_nasline.plan(gate=[{"exit": 99, "say": "rejected: minimum_map 0.500 > measured 0.312"}])
     state, states = run("train_yolo_nas")
     assert state == "success"
-    assert {task for task, outcome in states.items() if outcome == "skipped"} == {"gate", "register"}
+    assert {task for task, outcome in states.items() if outcome == "skipped"} == {*GATES, "register"}
     assert states["report"] == "success"
     assert not fake_nasline.calls("register")
     said = capfd.readouterr().out
     assert "The gate rejected: minimum_map 0.500 > measured 0.312. Nothing was registered" in said
+
+
+def test_targets_of_the_gate_are_those_of_the_schema() -> None:
+    schema = next(field.schema for field in params.form_fields() if field.key == "gate.target")
+    assert {f"gate.{target}" for target in schema["enum"]} == GATES
+
+
+@pytest.mark.slow
+def test_a_gate_on_the_wrong_device_fails_the_run_at_once(fake_nasline: FakeNasline) -> None:
+    fake_nasline.plan(gate=[{"exit": 78, "say": "gate.target is t4, but the device here is no T4"}])
+    state, states = run("retrain_yolo_nas", {"gate.target": "t4"})
+    assert (state, states["gate.t4"], states["register"], states["report"]) == (
+        "failed", "failed", "upstream_failed", "upstream_failed"
+    )  # fmt: skip
+    assert len(fake_nasline.calls("gate")) == 1
 
 
 def test_the_outcome_is_told_in_a_sentence() -> None:
@@ -211,11 +233,16 @@ def test_a_service_that_was_away_is_tried_again(fake_nasline: FakeNasline, monke
     assert len(fake_nasline.calls("register")) == 2
 
 
-def test_retraining_starts_from_the_champion_and_skips_pretraining(fake_nasline: FakeNasline) -> None:
-    state, _ = run("retrain_yolo_nas")
+@pytest.mark.parametrize("target", ["t4", pytest.param("gpu", marks=pytest.mark.slow)])
+def test_retraining_starts_from_the_champion_and_the_gate_runs_once_on_the_forms_target(
+    fake_nasline: FakeNasline, target: str
+) -> None:
+    state, states = run("retrain_yolo_nas", {"gate.target": target})
     assert state == "success"
     assert "--from-champion" in fake_nasline.calls("start")[0]["argv"]
     assert not [call for call in fake_nasline.calls() if call["name"].startswith("pretrain")]
+    assert {task for task, outcome in states.items() if outcome == "skipped"} == GATES - {f"gate.{target}"}
+    assert len(fake_nasline.calls("gate")) == len(fake_nasline.calls("register")) == 1
 
 
 COST = """
