@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from model.average_precision import mean_of_known, precision_recall
 from model.data.image_set import ImageSet, OpenImage
 from model.data.tables import read_dataset
 from model.detections import Detections
 from model.evaluation import evaluate
+from model.matching import match
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESAMPLES = 200
@@ -76,13 +77,11 @@ def figures(found: Detections, images: ImageSet) -> dict[str, Any]:
 
 def resampled_map(found: Detections, images: ImageSet) -> list[float]:
     """mAP50-95 of each resample, over the classes that it shows."""
+    matches, classes = match(found, images.all_boxes()), len(images.class_names)
     random = np.random.default_rng(RESAMPLING_SEED)
-    return [_map_of(found, images, random.integers(0, len(images), len(images))) for _ in range(RESAMPLES)]
-
-
-def _map_of(found: Detections, images: ImageSet, rows: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    from pipeline_tasks.champion import _of_images
-
-    per_class = evaluate(_of_images(found, rows), images.subset(rows)).per_class_ap
-    values = [value for value in per_class.values() if not math.isnan(value)]
-    return round(sum(values) / len(values), 4)
+    values = []
+    for _ in range(RESAMPLES):
+        rows = random.integers(0, len(images), len(images))
+        curves = precision_recall(matches, classes, np.bincount(rows, minlength=len(images)))
+        values.append(round(mean_of_known(curves.precision), 4))
+    return values

@@ -49,21 +49,26 @@ def pairwise_iou(
     first_xyxy: Float[Tensor, "*batch n 4"], second_xyxy: Float[Tensor, "*batch m 4"], epsilon: float = EPSILON
 ) -> Float[Tensor, "*batch n m"]:
     """Intersection over union of every pair; areas of inverted boxes count as 0."""
-    left_top = torch.maximum(first_xyxy[..., :, None, :2], second_xyxy[..., None, :, :2])
-    right_bottom = torch.minimum(first_xyxy[..., :, None, 2:], second_xyxy[..., None, :, 2:])
-    intersection = (right_bottom - left_top).clamp(min=0).prod(dim=-1)
-    first_area = (first_xyxy[..., 2:] - first_xyxy[..., :2]).clamp(min=0).prod(dim=-1)
-    second_area = (second_xyxy[..., 2:] - second_xyxy[..., :2]).clamp(min=0).prod(dim=-1)
-    return intersection / (first_area[..., :, None] + second_area[..., None, :] - intersection + epsilon)
+    # coordinate by coordinate and in place: arrays (n, m) are written once where (n, m, 2) would be several times
+    left, top, right, bottom = (side[..., :, None] for side in first_xyxy.unbind(dim=-1))
+    others = (side.contiguous()[..., None, :] for side in second_xyxy.unbind(dim=-1))
+    other_left, other_top, other_right, other_bottom = others
+    intersection = torch.minimum(right, other_right).sub_(torch.maximum(left, other_left)).clamp_(min=0)
+    height = torch.minimum(bottom, other_bottom).sub_(torch.maximum(top, other_top)).clamp_(min=0)
+    intersection.mul_(height)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1) for boxes in (first_xyxy, second_xyxy)]
+    union = (areas[0][..., :, None] + areas[1][..., None, :]).sub_(intersection).add_(epsilon)
+    return intersection.div_(union)
 
 
 def points_inside(
     points: Float[Tensor, "A 2"], boxes_xyxy: Float[Tensor, "B N 4"], epsilon: float = EPSILON
 ) -> Bool[Tensor, "B N A"]:
     """Whether each point lies strictly inside each box."""
-    from_left_top = points - boxes_xyxy[:, :, None, :2]
-    to_right_bottom = boxes_xyxy[:, :, None, 2:] - points
-    return torch.minimum(from_left_top, to_right_bottom).amin(dim=-1) > epsilon
+    x, y = (coordinate.contiguous() for coordinate in points.unbind(dim=-1))
+    left, top, right, bottom = (side[..., None] for side in boxes_xyxy.unbind(dim=-1))
+    nearest_side = torch.minimum(torch.minimum(x - left, right - x), torch.minimum(y - top, bottom - y))
+    return nearest_side > epsilon
 
 
 def _settle_claims(
@@ -74,8 +79,13 @@ def _settle_claims(
     An anchor that several objects claim goes to the object it overlaps most, even to one that did not claim it.
     """
     num_claims = claims.sum(dim=1)
-    closest = overlaps.masked_fill(~mask[:, :, None], -1.0).argmax(dim=1)
-    owners = torch.where(num_claims > 1, closest, claims.to(torch.uint8).argmax(dim=1))
+    owners = torch.zeros_like(num_claims)
+    image, claimant, anchor = claims.nonzero(as_tuple=True)
+    owners[image, anchor] = claimant
+    # few anchors have several claimants: only for these, whatever was written above, is the closest object looked for
+    image, anchor = (num_claims > 1).nonzero(as_tuple=True)
+    candidates = overlaps[image, :, anchor].masked_fill(~mask[image], -1.0)  # (contested anchors, N)
+    owners[image, anchor] = candidates.argmax(dim=1)
     return num_claims > 0, owners
 
 

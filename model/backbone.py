@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.blocks import CSPLayer, QARepVGGBlock, SpatialPyramidPooling, repvgg_block
+from model.blocks import CSPLayer, ImageBlock, QARepVGGBlock, SpatialPyramidPooling, repvgg_block
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stem(nn.Module):
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
-        self.conv = QARepVGGBlock(3, out_channels, stride=2)
+        self.conv = ImageBlock(3, out_channels)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B out h w"]:
         halved: Tensor = self.conv(images)

@@ -110,7 +110,10 @@ class DetectionHead(nn.Module):
 
 def _flatten_levels(maps: Sequence[Float[Tensor, "B channels _ _"]]) -> Float[Tensor, "B A channels"]:
     """Concatenate level maps to anchors; half precision becomes float32, since pixels need more than 11 bits."""
-    flat = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
+    if maps[0].is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling():
+        flat = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1)  # a plain copy then
+    else:
+        flat = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
     return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
 

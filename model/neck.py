@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.backbone import Stage
 from model.blocks import ConvNormReLU, CSPLayer, plain_block, repvgg_block
+from model.layout import join
 
 
 def _csp_layer(in_channels: int, stage: Stage, *, repvgg: bool) -> CSPLayer:
@@ -52,7 +52,7 @@ class UpStage(nn.Module):
             self.reduce_skip1(skip1),
             self.downsample(self.reduce_skip2(skip2)),
         ]
-        return reduced, self.blocks(self.reduce_after_concat(torch.cat(joined, dim=1)))
+        return reduced, self.blocks(self.reduce_after_concat(join(joined)))
 
 
 class DownStage(nn.Module):
@@ -67,7 +67,7 @@ class DownStage(nn.Module):
     def forward(
         self, x: Float[Tensor, "B in H W"], skip: Float[Tensor, "B skip H//2 W//2"]
     ) -> Float[Tensor, "B out H//2 W//2"]:
-        joined: Tensor = self.blocks(torch.cat([self.conv(x), skip], dim=1))
+        joined: Tensor = self.blocks(join([self.conv(x), skip]))
         return joined
 
 

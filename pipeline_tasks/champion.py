@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import seen_images
 from pipeline_tasks.seen_images import CANDIDATE, LINEAGE_FILE, Exclusion, HeldOutImages, SeenImages
+from pipeline_tasks.tracking.registry import ITSELF
 from pipeline_tasks.verdict import Rule
+from pipeline_tasks.workspace import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 BEST_OF_LINE = "best"
 """Folder in a bundle: engine and lineage of the best ancestor, where that one is not the bundle's own engine."""
-LINEAGE_NAME = "version"
+VERSION = "version"
+"""Field of the carried lineage: name and version in the registry."""
 CERTAIN_SHARE = 0.95
 
 
@@ -94,13 +97,12 @@ def compare(
     """
     if context.champion is None or context.parameters.gate.champion_margin is None:
         return None
-    entry = context.run["champion"]
-    name = f"{entry['name']} v{entry['version']}"
+    name = _name(context)
     bench = _Bench(context, candidate, test_set, held_out, seen)
     best = context.champion / BEST_OF_LINE
     return Comparisons(
         bench.compare(name, context.champion),
-        bench.compare(f"{name}'s best ancestor {_version(best)}", best) if best.is_dir() else None,
+        bench.compare(f"{_version(best)}, the best ancestor of {name}", best) if best.is_dir() else None,
     )
 
 
@@ -121,13 +123,13 @@ def rules(compared: Comparisons | None, given: GateParameters) -> list[Rule]:
     ]  # fmt: skip
 
 
-def carry_best_of_line(context: StepContext, verdict: dict[str, Any], bundle: Path) -> None:
-    """Put the best ancestor into a bundle, unless the candidate was measured at least as good as that one.
+def carry_best_of_line(context: StepContext, verdict: dict[str, Any], bundle: Path) -> str:
+    """Put the best ancestor into a bundle, unless the candidate was measured at least as good; gives the best's name.
 
     Where the comparison was switched off nothing was measured, and the ancestor stays the one to beat.
     """
     if context.champion is None:
-        return
+        return ITSELF
     carried = context.champion / BEST_OF_LINE
     best, compared = (
         (carried, verdict["best_of_line_comparison"])
@@ -135,16 +137,22 @@ def carry_best_of_line(context: StepContext, verdict: dict[str, Any], bundle: Pa
         else (context.champion, verdict["champion_comparison"])
     )
     difference = compared and compared["difference_points"]
-    if difference is None or difference < 0:
-        shutil.copytree(best / "engine", bundle / BEST_OF_LINE / "engine")
-        lineage = json.loads((best / LINEAGE_FILE).read_text(encoding="utf-8"))
-        entry = context.run["champion"]
-        named = {LINEAGE_NAME: f"{entry['name']} v{entry['version']}", **lineage}
-        (bundle / BEST_OF_LINE / LINEAGE_FILE).write_text(json.dumps(named, sort_keys=True) + "\n", encoding="utf-8")
+    if difference is not None and difference >= 0:
+        return ITSELF
+    shutil.copytree(best / "engine", bundle / BEST_OF_LINE / "engine")
+    lineage = json.loads((best / LINEAGE_FILE).read_text(encoding="utf-8"))
+    named = {VERSION: _name(context), **lineage}  # one that was carried before has its name already
+    write_json(bundle / BEST_OF_LINE / LINEAGE_FILE, named)
+    return str(named[VERSION])
+
+
+def _name(context: StepContext) -> str:
+    entry = context.run["champion"]
+    return f"{entry['name']} v{entry['version']}"
 
 
 def _version(best: Path) -> str:
-    version: str = json.loads((best / LINEAGE_FILE).read_text(encoding="utf-8"))[LINEAGE_NAME]
+    version: str = json.loads((best / LINEAGE_FILE).read_text(encoding="utf-8"))[VERSION]
     return version
 
 

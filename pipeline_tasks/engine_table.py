@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from model.engines.latency import LatencyRecord
 
-TIMES = ("min", "p50", "p90", "p99", "CPU min", "GPU p50")
-HEADING = ("precision", "pixels", "batch", "threads", *TIMES, "spread", "mAP50-95")
+COLUMNS = (
+    "precision", "pixels", "batch", "threads", "min", "p50", "p90", "p99", "CPU min", "GPU p50", "spread", "mAP50-95",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class EngineRow:
 def engine_table(rows: Sequence[EngineRow]) -> list[str]:
     """The lines to print: where it was measured, a heading, and a row for each engine; times in milliseconds."""
     first = rows[0].record
-    names = [f"{row.record.name} ({row.record.runtime} {_short(row.record.runtime_version)})" for row in rows]
-    width = max(len(name) for name in (*names, "engine, times in ms")) + 2
     device = f"{first.device.device}, {first.device.cores} CPU cores, load {first.device.load:.1f}"
     how = f"{first.repeats} runs each, interleaved, after {first.warmup_seconds:g} s of warm-up"
-    lines = [f"{device}; {how}", _line("engine, times in ms", width, HEADING)]
-    lines += [_line(name, width, _cells(row)) for name, row in zip(names, rows, strict=True)]
-    return [line.rstrip() for line in lines]
+    names = [f"{row.record.name} ({row.record.runtime} {_short(row.record.runtime_version)})" for row in rows]
+    columns = [("engine, times in ms", *names)]
+    cells = [_cells(row) for row in rows]
+    columns += [column for column in zip(COLUMNS, *cells, strict=True) if any(column[1:])]
+    return [f"{device}; {how}", *_aligned(columns)]
 
 
 def _cells(row: EngineRow) -> tuple[str, ...]:
@@ -43,9 +44,13 @@ def _cells(row: EngineRow) -> tuple[str, ...]:
     return (*what, *(f"{value:.2f}" for value in times), gpu, noise, accuracy)
 
 
-def _line(name: str, width: int, cells: Sequence[str]) -> str:
-    widths = (max(len(title) + 2, 9) for title in HEADING)
-    return f"{name:<{width}}" + "".join(f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
+def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in columns]
+    return [
+        "  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
+        for pairs in (zip(line, widths, strict=True) for line in zip(*columns, strict=True))
+    ]
 
 
 def _short(version: str) -> str:

@@ -17,7 +17,7 @@ from pipeline_tasks import digests, initial_checkpoint, pinned_files
 from pipeline_tasks.errors import UsageError
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.steps import Input, StepDefinition, definition, reference
-from pipeline_tasks.tracking.registry import fetch_model
+from pipeline_tasks.tracking.registry import ITSELF, fetch_model
 from pipeline_tasks.workspace import Workspace
 
 KEY_LENGTH = 32
@@ -140,10 +140,17 @@ def key_content(
         measured_on = {name: getattr(parameters.gate, name) for name in ("target", "runtime", "latency_threads")}
         content["parameters"] |= {f"gate.{name}": value for name, value in measured_on.items()}
     if step.name == "gate":
-        content["inputs"]["champion"] = frozen["champion"]["digest"] if frozen["champion"] else None
+        content["inputs"] |= _compared_with(frozen["champion"])
     if step.name == "register":
         content["registry"] = {"name": parameters.start.model_name, "store": frozen["registry"]}
     return content
+
+
+def _compared_with(champion: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """The champion, and the best of its line where that is another engine: one engine may be the champion of two."""
+    best = champion.get("best", ITSELF) if champion else ITSELF
+    other = {} if best == ITSELF else {"best_of_line": best}
+    return {"champion": champion["digest"] if champion else None, **other}
 
 
 def parameters_digest(parameters: Parameters) -> str:

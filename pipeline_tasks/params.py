@@ -219,6 +219,9 @@ class QuantizeParameters(Section):
     float_layers: list[str] = parameter(
         [], "More layers to leave in float, as patterns of names such as backbone.stem*"
     )
+    bias_correction: bool = parameter(
+        True, "Take off each layer's bias what rounding shifts the mean of its output by, on the calibration images"
+    )
     merge_upsampling: bool = parameter(
         True, "Merge the neck's transposed convolutions with the 1x1 convolutions behind them, so that both run in INT8"
     )

@@ -129,14 +129,16 @@ def _calibrated(subject: Subject) -> tuple[YoloNAS, dict[str, float]]:
     """The quantized network with the asked for or best ranges, and the error of each way to choose them where several
     were tried. Each process calibrates on its share, and all get the same answer.
     """
+    from model.quantization.bias_correction import correct_biases
     from model.quantization.quantize import float_layers, quantize, quantized_layers
     from model.quantization.sensitivity import quantization_errors
 
-    configs = _configs(subject.context.parameters.quantize)
-    networks = {
-        name: quantize(subject.folded, subject.batches(subject.calibration, CALIBRATION_BATCH), config)
-        for name, config in configs.items()
-    }
+    given = subject.context.parameters.quantize
+    networks = {}
+    for name, config in _configs(given).items():
+        networks[name] = quantize(subject.folded, subject.batches(subject.calibration, CALIBRATION_BATCH), config)
+        if given.bias_correction:
+            correct_biases(networks[name], subject.batches(subject.calibration, CALIBRATION_BATCH))
     if len(networks) == 1:
         return next(iter(networks.values())), {}
     errors = {}

@@ -34,13 +34,14 @@ def register(context: StepContext) -> dict[str, Any]:
         log.warning("not registered, because the gate %s", judged["sentence"])
         write_json(context.output / REGISTRATION, {"registered": False, "because": judged["sentence"]})
         return {"registered": 0, "because": judged["sentence"]}
-    bundle, measured = _bundle(context, judged), _measured(context.inputs["gate"])
+    bundle, best = _bundle(context, judged)
+    measured = _measured(context.inputs["gate"])
     registration = registry.register_bundle(
         context.workspace,
         context.parameters.start.model_name,
         bundle,
         context.tracker.run_id,
-        _tags(context, measured, bundle),
+        {**_tags(context, measured, bundle), registry.BEST_TAG: best},
         description=version_page.description(*measured),
         promote=context.parameters.register_.promote,
     )
@@ -50,8 +51,8 @@ def register(context: StepContext) -> dict[str, Any]:
     return {"registered": 1, "verdict": judged["sentence"], **named}
 
 
-def _bundle(context: StepContext, judged: dict[str, Any]) -> Path:
-    """Everything a user, the next comparison and the next retraining need, in one folder."""
+def _bundle(context: StepContext, judged: dict[str, Any]) -> tuple[Path, str]:
+    """Everything a user, the next comparison and the next retraining need, in one folder; and the best of the line."""
     bundle = context.state / registry.BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
     for name, source in (("engine", "engine"), ("gate", "gate"), ("student", "student"), ("teacher", "teacher")):
@@ -67,8 +68,7 @@ def _bundle(context: StepContext, judged: dict[str, Any]) -> Path:
         **seen_images.seen_by_run(context).to_json(),
     }
     write_json(bundle / seen_images.LINEAGE_FILE, lineage)
-    champion.carry_best_of_line(context, judged, bundle)
-    return bundle
+    return bundle, champion.carry_best_of_line(context, judged, bundle)
 
 
 def _tags(context: StepContext, measured: Measured, bundle: Path) -> dict[str, str]:

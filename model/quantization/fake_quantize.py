@@ -8,6 +8,7 @@ is the straight-through estimator (arXiv 1308.3432), 1 inside the range and 0 ou
 * Input: one symmetric scale for the whole tensor, int8 with zero point 0, range calibrated once and then held. Moving
   ranges would make an interrupted training depend on when it was interrupted and gain nothing at the small learning
   rates of quantization-aware training.
+* Bias: in float, plus a fixed shift that applies in INT8 alone (``bias_correction``).
 * Weight: one symmetric scale per output channel (axis 0; axis 1 for a transposed convolution), always computed from
   the present weight. So scale and weight cannot disagree after an optimiser step, an average (EMA) or a reload, no
   weight is ever clipped, and the scales need no place in the state dict.
@@ -31,9 +32,13 @@ class _QuantizedConvolution(nn.Module):
     """What both kinds of convolution share: the calibrated input range and the switches."""
 
     weight: Tensor
+    bias: Tensor | None
     input_amax: Tensor
+    bias_shift: Tensor
+    """Added to the bias where the layer rounds; 0 until ``bias_correction`` has measured it."""
     weight_axis: int
     frozen_weight_scale: Tensor | None
+    frozen_bias: Tensor | None
     weight_zero_point: Tensor
 
     quantizing: bool = True
@@ -45,9 +50,11 @@ class _QuantizedConvolution(nn.Module):
     def _add_ranges(self) -> None:
         device, channels = self.weight.device, self.weight.shape[self.weight_axis]
         self.register_buffer("input_amax", torch.zeros((), device=device))
+        self.register_buffer("bias_shift", torch.zeros(channels, device=device))
         zero_point = torch.zeros(channels, dtype=torch.int32, device=device)
         self.register_buffer("weight_zero_point", zero_point, persistent=False)
         self.register_buffer("frozen_weight_scale", None, persistent=False)
+        self.register_buffer("frozen_bias", None, persistent=False)
 
     def input_scale(self) -> Float[Tensor, ""]:
         """Step of the input grid, never below ``SMALLEST_SCALE``."""
@@ -60,14 +67,21 @@ class _QuantizedConvolution(nn.Module):
         return (amax / QUANTIZED_MAXIMUM).clamp(min=SMALLEST_SCALE)
 
     def freeze(self) -> None:
-        """Turn the scales into constants, so that an exporter writes numbers and not the way to compute them."""
+        """Turn scales and bias into constants, so that an exporter writes numbers and not the way to compute them."""
         self.frozen_input_scale = float(self.input_scale())
         self.frozen_weight_scale = self.weight_scale()
+        self.frozen_bias = self._shifted_bias().detach()
 
     def unfreeze(self) -> None:
         """Let the scales follow the weights and the calibrated range again."""
         self.frozen_input_scale = None
         self.frozen_weight_scale = None
+        self.frozen_bias = None
+
+    def _shifted_bias(self) -> Tensor:
+        if self.frozen_bias is not None:
+            return self.frozen_bias
+        return self.bias_shift if self.bias is None else self.bias + self.bias_shift
 
     def _rounded_input(self, values: Tensor) -> Tensor:
         if self.frozen_input_scale is not None:
@@ -111,9 +125,11 @@ class QuantizedConv2d(_QuantizedConvolution, nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "N I H W"]) -> Float[Tensor, "N O h w"]:
         """Convolution of the rounded input with the rounded weight; in float when ``quantizing`` is off."""
-        if not self.quantizing:
-            return nn.Conv2d.forward(self, input)
-        output: Tensor = self._conv_forward(self._rounded_input(input), self._rounded_weight(), self.bias)
+        return self.rounded_forward(input) if self.quantizing else nn.Conv2d.forward(self, input)
+
+    def rounded_forward(self, input: Float[Tensor, "N I H W"]) -> Float[Tensor, "N O h w"]:
+        """As ``forward`` with ``quantizing`` on."""
+        output: Tensor = self._conv_forward(self._rounded_input(input), self._rounded_weight(), self._shifted_bias())
         return output
 
 
@@ -149,10 +165,14 @@ class QuantizedConvTranspose2d(_QuantizedConvolution, nn.ConvTranspose2d):
         if not self.quantizing:
             return nn.ConvTranspose2d.forward(self, input, output_size)
         assert output_size is None, "a quantized transposed convolution has one output size"
+        return self.rounded_forward(input)
+
+    def rounded_forward(self, input: Float[Tensor, "N I H W"]) -> Float[Tensor, "N O h w"]:
+        """As ``forward`` with ``quantizing`` on."""
         return functional.conv_transpose2d(
             self._rounded_input(input),
             self._rounded_weight(),
-            self.bias,
+            self._shifted_bias(),
             _pair(self.stride),
             _pair(self.padding),
             _pair(self.output_padding),

@@ -5,7 +5,7 @@ that no ReLU follows. That output is signed, so on CPUs the 1x1 convolution has 
 
     reduce(cat[upsample(x), a, b]) = spread(x) + rest(cat[a, b])
 
-where ``rest`` is the part of ``reduce`` that reads a and b, and ``spread`` the part that reads the upsampled map, applied
+where ``rest`` is the part of ``reduce`` that reads a and b, and ``spread`` that which reads the upsampled map, applied
 to the transposed convolution: again a 2x2 kernel of stride 2, which is a 1x1 convolution to four times the channels
 and a rearrangement of its output. All inputs are then outputs of a ReLU, and a third of the 1x1 convolution's work is
 gone. Exact in float up to summation order, like the folding of norms; done before calibration, so that what is rounded

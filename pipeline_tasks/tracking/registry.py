@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 CHAMPION = "champion"
 CANDIDATE = "candidate"
 ENGINE_TAG = "nasline.engine_digest"
+BEST_TAG = "nasline.best_of_line"
+ITSELF = "itself"
+"""Value of BEST_TAG where no ancestor was measured better."""
 BUNDLE = "bundle"
 """Folder inside the registered model: engine/, gate/, student/, teacher/, lineage.json, sometimes best/."""
 
@@ -29,7 +32,8 @@ BUNDLE = "bundle"
 def fetch_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
     """Pin the champion of a model: fetch its bundle into `champions/`, once per version.
 
-    Returns name, version, engine digest and the folder (relative to the workspace); None without a champion.
+    Returns name, version, engine digest, name of the best of its line and the folder (relative to the workspace); None
+    without a champion.
 
     Raises:
         UnavailableError: the registry does not answer.
@@ -59,7 +63,10 @@ def find_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
             "move the alias to one of its own versions, or choose another start.model_name"
         )
     directory = Path("champions") / f"{name}-v{version.version}-{digest[:12]}"
-    return {"name": name, "version": str(version.version), "digest": digest, "directory": str(directory)}
+    best = version.tags.get(BEST_TAG, ITSELF)
+    return {
+        "name": name, "version": str(version.version), "digest": digest, "best": best, "directory": str(directory)
+    }  # fmt: skip
 
 
 def fetch_model(workspace: Workspace, uri: str) -> Path:
@@ -151,12 +158,13 @@ def register_bundle(
     promote: bool,
     description: str = "",
 ) -> dict[str, Any]:
-    """Register a bundle as a new version and move the aliases; an engine already registered keeps its version.
+    """Register a bundle as a new version and move the aliases; an engine that is registered already, with the same best
+    ancestor to beat, keeps its version.
 
     Args:
         bundle: Folder with engine/, gate/, student/, teacher/, lineage.json and perhaps best/.
         run_id: MLflow run of the step `register`, which then owns the model.
-        tags: Tags of the version; ENGINE_TAG among them.
+        tags: Tags of the version; ENGINE_TAG and BEST_TAG among them.
         description: The version's page, in Markdown.
 
     Raises:
@@ -164,7 +172,7 @@ def register_bundle(
     """
     client = connect(workspace)
     try:
-        version = _existing_version(client, name, tags[ENGINE_TAG]) or _new_version(client, name, bundle, run_id)
+        version = _existing_version(client, name, tags) or _new_version(client, name, bundle, run_id)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
         if description:
@@ -178,8 +186,9 @@ def register_bundle(
     return {"model": name, "version": version, "aliases": [CANDIDATE, *([CHAMPION] if promote else [])]}
 
 
-def _existing_version(client: MlflowClient, name: str, engine_digest: str) -> str | None:
-    found = client.search_model_versions(f"name = '{name}' and tags.`{ENGINE_TAG}` = '{engine_digest}'")
+def _existing_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str | None:
+    same = [f"tags.`{tag}` = '{tags[tag]}'" for tag in (ENGINE_TAG, BEST_TAG)]
+    found = client.search_model_versions(" and ".join([f"name = '{name}'", *same]))
     return str(found[0].version) if found else None
 
 

@@ -85,9 +85,7 @@ def test_everything_on_request(
         DataError, match=r"other detections than the suppression outside on \d of 4 .*nms_sweeps \(now 1\)"
     ):
         export._write_suppression(few_sweeps, engine, images)
-    with pytest.raises(
-        DataError, match=r"model\.half\.onnx differs from model\.onnx .*maximum_box_error_pixels 1e-09"
-    ):
+    with pytest.raises(DataError, match=r"model\.half\.onnx differs from model\.onnx .*maximum_box_error_pixels 1e-09"):
         export._write_half(ExportParameters(maximum_box_error_pixels=1e-9), engine, images)
     tensorrt_doubles.install(monkeypatch, tmp_path / "gpu")
     built = build_engine(engine / "model.onnx", tmp_path / "target", GateParameters(target="gpu"))
@@ -108,9 +106,7 @@ def test_wrong_values_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_without_tensorrt_the_gate_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(
-        ConfigurationError, match=r"gate\.target is gpu, but TensorRT cannot be imported"
-    ) as caught:
+    with pytest.raises(ConfigurationError, match=r"gate\.target is gpu, but TensorRT cannot be imported") as caught:
         build_engine(tmp_path / "model.onnx", tmp_path / "out", GateParameters(target="gpu"))
     assert caught.value.exit_code == 78
     assert not (tmp_path / "out").exists()

@@ -167,7 +167,7 @@ def test_processes_share_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_batch_too_small_for_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "count", lambda: 4)
-    with pytest.raises(ValueError, match="batch_size 3 .* leave nothing for some of 4 training processes"):
+    with pytest.raises(ValueError, match=r"batch_size 3 .* leave nothing for some of 4 training processes"):
         loader(batch_size=3)
 
 

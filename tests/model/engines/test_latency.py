@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.engines import EngineOutput
+from model.engines import EngineOutput, latency
+from model.engines.gpu_facts import GpuFacts, parse_gpu_facts
 from model.engines.latency import Timings, device_facts, measure_interleaved, measure_latency, require_quiet
 
 
@@ -44,7 +45,10 @@ def test_record_tells_what_was_measured() -> None:
     assert (fast.batch, fast.input_size, fast.repeats, fast.repetitions) == (1, 32, 10, 1)
     assert fast.interleaved_with == ("slow",) and fast.measured and not fast.noisy
     assert not fast.includes_preprocessing and not fast.includes_postprocessing
-    assert json.loads(json.dumps(fast.to_json()))["device"]["device"] == device_facts().device
+    told = json.loads(json.dumps(fast.to_json()))
+    assert told["device"]["device"] == told["device_after"]["device"] == device_facts().device
+    assert told["device"]["gpu"] is None and told["gpu_p50_ms"] is None
+    assert told["attempt_spreads"] == [fast.spread]
     assert engines["fast"].calls == engines["slow"].calls == 11  # one call each to warm up
 
 
@@ -69,14 +73,75 @@ def test_spread_is_that_of_the_slow_calls() -> None:
     assert Timings(wall, wall).spread == pytest.approx(0.5)
 
 
-def test_noise_is_measured_again_and_then_refused() -> None:
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_noise_is_measured_again_and_then_refused(attempts: int) -> None:
     engine = SleepingEngine(0.001, disturb_every=4)
-    records = measure_latency({"noisy": engine}, IMAGES, warmup_seconds=0.0, repeats=20, spread_limit=0.5)
-    assert records["noisy"].repetitions == 2 and records["noisy"].noisy
-    assert engine.calls == 42
-    with pytest.raises(ValueError, match="latency of noisy spreads by"):
-        require_quiet(records.values())
-    require_quiet([replace(records["noisy"], noisy=False)])
+    (record,) = measure_latency(
+        {"noisy": engine}, IMAGES, warmup_seconds=0.0, repeats=20, spread_limit=0.5, attempts=attempts
+    ).values()
+    assert record.repetitions == attempts and record.noisy
+    assert engine.calls == 21 * attempts
+    assert len(record.attempt_spreads) == attempts and record.spread == min(record.attempt_spreads)
+    with pytest.raises(ValueError, match=f"latency of noisy spreads by .* in the quietest of {attempts} attempts"):
+        require_quiet([record])
+    require_quiet([replace(record, noisy=False)])
+
+
+def test_a_quiet_attempt_ends_the_noise_and_nothing_is_averaged() -> None:
+    engine = SleepingEngine(0.004, disturb_every=4)
+
+    def run(images: NDArray[np.uint8]) -> EngineOutput:
+        engine._disturb_every = 4 if engine.calls < 13 else 0  # the first attempt: one call to warm up and twelve timed
+        return SleepingEngine.run(engine, images)
+
+    engine.run = run  # type: ignore[method-assign]
+    (record,) = measure_latency(
+        {"one": engine}, IMAGES, warmup_seconds=0.0, repeats=12, spread_limit=10.0, attempts=5
+    ).values()
+    assert (record.repetitions, record.noisy) == (2, False)
+    assert record.attempt_spreads[0] > 10.0 > record.attempt_spreads[1] == record.spread
+
+
+def test_engines_of_different_sizes_are_measured_together() -> None:
+    engines = {"small": SleepingEngine(0.001), "large": SleepingEngine(0.001)}
+    images = {"small": IMAGES, "large": np.zeros((2, 3, 64, 64), np.uint8)}
+    records = measure_latency(engines, images, warmup_seconds=0.0, repeats=3, spread_limit=LAX)
+    assert [(record.input_size, record.batch) for record in records.values()] == [(32, 1), (64, 2)]
+
+
+class GpuEngine(SleepingEngine):
+    """Tells how long each call was on the GPU: a quarter of what it took in all."""
+
+    device_ms: float | None = None
+
+    def run(self, images: NDArray[np.uint8]) -> EngineOutput:
+        output = super().run(images)
+        self.device_ms = 0.25 + self.calls
+        return output
+
+
+def test_a_gpu_record_holds_its_state_before_and_after_and_its_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter([gpu(1590.0, 40.0), gpu(900.0, 75.0)])
+    monkeypatch.setattr(latency, "current_gpu", lambda: next(states))
+    (record,) = measure_latency(
+        {"one": GpuEngine(0.001)}, IMAGES, warmup_seconds=0.0, repeats=3, spread_limit=LAX, kind="gpu"
+    ).values()
+    assert (record.device.device, record.device.kind, record.device.cores >= 1) == ("Tesla T4", "gpu", True)
+    assert record.device.gpu and record.device_after.gpu
+    assert (record.device.gpu.clock_mhz, record.device_after.gpu.clock_mhz) == (1590.0, 900.0)
+    assert record.device_after.gpu.temperature_celsius == 75.0
+    assert (record.gpu_min_ms, record.gpu_p50_ms) == (2.25, 3.25)  # the call to warm up is not among them
+    assert record.gpu_p99_ms == pytest.approx(4.23)
+
+
+def gpu(clock_mhz: float, temperature: float) -> GpuFacts:
+    line = f"Tesla T4, GPU-1, 535.1, 7.5, P0, 15360, {clock_mhz}, 1590, 5001, {temperature}, 68.1, 70, 99"
+    return parse_gpu_facts(line)
+
+
+def test_no_attempt_is_refused() -> None:
+    with pytest.raises(ValueError, match="latency_attempts must be at least 1, got 0"):
+        measure_latency({"a": SleepingEngine(0.0)}, IMAGES, attempts=0)
 
 
 @pytest.mark.parametrize(("repeats", "warmup", "names"), [(1, 0.0, "a"), (5, -1.0, "a"), (5, 0.0, "")])

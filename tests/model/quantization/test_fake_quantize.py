@@ -96,8 +96,27 @@ def test_scale_follows_the_weight_until_frozen() -> None:
     assert quantized.weight_scale().item() == pytest.approx(2.0)
 
 
-def test_state_holds_the_float_names_and_the_range_only() -> None:
-    assert set(calibrated(nn.Conv2d(1, 1, 1), 1.0).state_dict()) == {"weight", "bias", "input_amax"}
+def test_state_holds_the_float_names_the_range_and_the_shift() -> None:
+    assert set(calibrated(nn.Conv2d(1, 1, 1), 1.0).state_dict()) == {"weight", "bias", "input_amax", "bias_shift"}
+
+
+@pytest.mark.parametrize(
+    "convolution", [nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1, bias=False), nn.ConvTranspose2d(2, 3, 2, 2)]
+)
+def test_the_shift_counts_in_int8_alone_frozen_or_not(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    kind = QuantizedConv2d if isinstance(convolution, nn.Conv2d) else QuantizedConvTranspose2d
+    quantized = kind.from_float(convolution)  # type: ignore[arg-type]
+    quantized.input_amax.fill_(1.0)
+    images = torch.rand(1, 2, 4, 4)
+    before = quantized(images)
+    shift = torch.tensor([0.5, -1.0, 0.0])
+    quantized.bias_shift.copy_(shift)
+    torch.testing.assert_close(quantized(images) - before, shift[:, None, None].expand_as(before))
+    shifted = quantized(images)
+    quantized.freeze()
+    assert torch.equal(quantized(images), shifted)
+    quantized.quantizing = False
+    assert torch.equal(quantized(images), convolution(images))
 
 
 def test_copy_keeps_the_switches() -> None:

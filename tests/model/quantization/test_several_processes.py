@@ -55,6 +55,7 @@ class Training:
 def quantized_and_trained(folder: Path, rank: int, count: int) -> dict[str, Any]:
     import model
     from model import processes
+    from model.quantization.bias_correction import correct_biases
     from model.quantization.quantize import QuantizationConfig, calibration_digest, float_layers, quantize
     from model.quantization.sensitivity import layer_sensitivity
     from model.training import TrainingConfig, train
@@ -63,6 +64,7 @@ def quantized_and_trained(folder: Path, rank: int, count: int) -> dict[str, Any]
     torch.manual_seed(1)
     network = model.build("pico", 2).eval().fuse()
     quantized = quantize(network, batches(rank, count), QuantizationConfig(observer="mse"))
+    correct_biases(quantized, batches(rank, count))
     sensitivities = [layer.error for layer in layer_sensitivity(quantized, batches(rank, count))]
     before = calibration_digest(quantized)
     config = TrainingConfig(epochs=1, batch_size=4, learning_rate=1e-3, warmup_steps=0, ema_decay=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from model.reference_weights import LICENCE, reference_state
 from pipeline_tasks.commands import import_weights as command
 from pipeline_tasks.commands.export_weights import export_weights
 from pipeline_tasks.errors import DataError, ParameterError
-from pipeline_tasks.gate import _licence_rule
+from pipeline_tasks.gate_parameters import GateParameters
+from pipeline_tasks.gate_rules import _licences
 
 Nasline = Callable[..., str]
 
@@ -72,8 +74,14 @@ def check_lineage(lineage: dict[str, Any]) -> None:
     assert lineage["weights"] == [LICENCE] and "non-commercial" in LICENCE
     assert lineage["annotations"] == ["unknown"]
     assert [set(counts) for counts in lineage["images"].values()] == [{"unknown"}]
-    assert not _licence_rule("weights", set(lineage["weights"]), ["random initialisation"]).passed
-    assert _licence_rule("weights", set(lineage["weights"]), [LICENCE]).passed
+    assert not licence_accepted(lineage, "random initialisation")
+    assert licence_accepted(lineage, LICENCE)
+
+
+def licence_accepted(lineage: dict[str, Any], licence: str) -> bool:
+    found: Any = SimpleNamespace(licences={"weights": set(lineage["weights"])})
+    (rule,) = _licences(found, GateParameters(require_weights_licence=[licence]))
+    return bool(rule.passed)
 
 
 def test_a_refusal_is_one_sentence_and_leaves_nothing(nasline: Nasline, file: Path) -> None:
