@@ -27,6 +27,7 @@ from model.batch_source import BatchGroups, BatchSource
 from model.blocks import set_norm_momentum
 from model.finiteness import NotFinite
 from model.freezing import frozen_layers
+from model.memory import keep_freed_memory
 from model.progress import EpochProgress, duration
 from model.schedule import WarmupCosine, fitting_warmup_steps
 from model.training_config import TrainingConfig, TrainingResult
@@ -87,6 +88,8 @@ def train(
             finite; the state before that step is saved then.
     """
     callbacks = (evaluate, on_epoch_end, should_stop)
+    if torch.device(config.device).type == "cpu":
+        keep_freed_memory()
     with frozen_layers(model, config.freeze) as frozen, _repeatable(torch.device(config.device)):
         run = _Run(model, loader, compute_loss, config, state_directory, frozen, *callbacks)
         run.begin()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_dag_chain import GATES, load_dag
+from test_dag_chain import load_dag
 from typed_chain import CHAIN, Terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -92,7 +91,8 @@ def run_dag(prepared: Terminal) -> Iterator[RunDag]:
 def parent_tags(workspace: Path, run: str) -> dict[str, str]:
     """Tags of a pipeline run's parent in MLflow."""
     query = (
-        "SELECT t.key, t.value FROM tags t WHERE t.run_uuid = (SELECT a.run_uuid FROM tags a JOIN tags b USING (run_uuid)"
+        "SELECT t.key, t.value FROM tags t WHERE t.run_uuid ="
+        " (SELECT a.run_uuid FROM tags a JOIN tags b USING (run_uuid)"
         " WHERE a.key = 'nasline.run' AND a.value = ? AND b.key = 'nasline.step' AND b.value = 'pipeline')"
     )
     with contextlib.closing(sqlite3.connect(workspace / "mlflow.db")) as store:
