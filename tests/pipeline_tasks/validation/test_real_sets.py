@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from model.data.near_duplicates import NEAR_BITS
 from pipeline_tasks.data.coco import read_coco_folder, read_unlabeled_folder
 from pipeline_tasks.errors import DataError
+from pipeline_tasks.params import resolve
+from pipeline_tasks.seen_images import exclusions, read_held_out, seen_by_run
 from pipeline_tasks.validation import ValidationLimits, validate
 
+NEAR_DUPLICATES = {"bccd": ("BloodImage_00038",), "aquarium": ("IMG_3154", "IMG_3156", "IMG_8436")}
+"""Test images of which another split has a twin: the same second of a film, the same smear moved a little."""
 NOTHING_BAD = ValidationLimits(maximum_bad_images_fraction=0, maximum_bad_boxes_fraction=0)
 
 
@@ -39,6 +46,17 @@ def test_three_real_sets_pass_together(shared: Path, tmp_path: Path, name: str) 
     assert (result.roles["pretrain"].images, result.roles["pretrain"].boxes) == (462, 3812)
     assert result.roles["unlabeled"].images == 348
     assert all(described["clipped_boxes"] == 0 for described in result.report["sets"].values())
+    held_out, seen = read_held_out(tmp_path / "output/target"), seen_by_run(context_of(tmp_path / "output"))
+    near = exclusions(held_out, {"training": seen}, NEAR_BITS)
+    assert {Path(one.image).stem: one.recognised_by for one in near.values()} == dict.fromkeys(
+        NEAR_DUPLICATES[name], "perceptual hash"
+    )
+
+
+def context_of(output: Path) -> Any:
+    """As much of a step's context as `seen_by_run` reads."""
+    inputs = {role: output / role for role in ("target", "pretrain", "unlabeled")}
+    return SimpleNamespace(inputs=inputs, parameters=resolve(None, {}), champion=None)
 
 
 def coco_layout(case: Path, folder: Path, split: str) -> Path:
