@@ -45,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.words = sys.argv[1:] if argv is None else list(argv)
         process.die_with_parent()
         code: int = arguments.command_function(arguments)
+        process.end_undisturbed()
         return code
     except Exception as error:
+        process.end_undisturbed()
         exit_code, sentence = _in_words(error)
         if not launch.report(exit_code, sentence):
             if exit_code == EXIT_UNFORESEEN:

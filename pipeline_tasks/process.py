@@ -101,6 +101,17 @@ class Stopper:
             raise TemporaryError(f"told to stop by {signal.Signals(number).name}; nothing was published")
 
 
+def end_undisturbed() -> None:
+    """Have an installed `Stopper` ignore its signals from here on: the process only has to say how it ended.
+
+    When one training process dies, the others notice by themselves and are told to stop as well; the signal used to
+    come while they were leaving their reason.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if isinstance(getattr(signal.getsignal(number), "__self__", None), Stopper):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _send_output_nowhere() -> None:
     """Once the parent is dead its pipe is broken, and a log line would end the step before its checkpoint."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
