@@ -47,26 +47,28 @@ OWN_RECIPE: dict[str, Any] = {"evaluate_every_epochs": 4}
 def configurations() -> list[dict[str, Any]]:
     """Every row of the table, the most telling first."""
     pairs = [(name, seed) for name in SETS for seed in SEEDS[name]]
-    return [row for name, seed in pairs for row in (peer_defaults(name, seed), own(name, seed))] + [
-        peer_tuned(name, seed, rate)
-        for name, seed in pairs
-        for rate in (PEER_LEARNING_RATES if (name, seed) == ("bccd", 0) else chosen_rate())
-    ]
+    tried = [peer_tuned("bccd", 0, rate) for rate in PEER_LEARNING_RATES]
+    defaults = [row for name, seed in pairs for row in (peer_defaults(name, seed), own(name, seed))]
+    tuned = [peer_tuned(name, seed, rate) for name, seed in pairs for rate in chosen_rate()]
+    longer = [own("bccd", 0, times=2), peer_defaults("bccd", 0, times=2)]
+    longer += [peer_tuned("bccd", 0, rate, times=2) for rate in chosen_rate()]
+    return defaults + tried + [row for row in tuned if row not in tried] + longer
 
 
-def peer_defaults(name: str, seed: int) -> dict[str, Any]:
-    """The peer as it comes."""
-    return {"system": "yolov8n", "recipe": "defaults", "dataset": name, "seed": seed, "epochs": PEER_EPOCHS[name]}
+def peer_defaults(name: str, seed: int, times: int = 1) -> dict[str, Any]:
+    """The peer as it comes; `times` as long as the others."""
+    epochs = times * PEER_EPOCHS[name]
+    return {"system": "yolov8n", "recipe": "defaults", "dataset": name, "seed": seed, "epochs": epochs}
 
 
-def peer_tuned(name: str, seed: int, rate: float) -> dict[str, Any]:
+def peer_tuned(name: str, seed: int, rate: float, times: int = 1) -> dict[str, Any]:
     """The peer with a recipe for short runs."""
-    return {**peer_defaults(name, seed), "recipe": "tuned", "learning_rate": rate}
+    return {**peer_defaults(name, seed, times), "recipe": "tuned", "learning_rate": rate}
 
 
-def own(name: str, seed: int) -> dict[str, Any]:
+def own(name: str, seed: int, times: int = 1) -> dict[str, Any]:
     """This repository's default recipe."""
-    epochs = OWN_EPOCHS[name]
+    epochs = times * OWN_EPOCHS[name]
     return {"system": "nasline t", "recipe": "defaults", "dataset": name, "seed": seed, "epochs": epochs}
 
 
@@ -148,50 +150,66 @@ def _python(script: str, words: list[Any], output: Path, environment: dict[str, 
 def table() -> str:
     """The rows as Markdown, with the paired bootstrap interval of ours against each recipe of the peer."""
     lines = [
-        "| set | system | recipe | seeds | mAP50-95 (mean, range) | mAP50 | CPU min | ours minus it, points (95 %) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| set | epochs | system | recipe | seeds | mAP50-95 (mean, range) | mAP50 | CPU min | ours minus it, points |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    recipes = [("nasline t", "defaults", None), ("yolov8n", "defaults", None)]
-    recipes += [("yolov8n", "tuned", rate) for rate in chosen_rate()]
-    for name in SETS:
-        ours = _rows_of(name, "nasline t", "defaults", None)
-        lines += [_line(name, _rows_of(name, *recipe), ours, recipe) for recipe in recipes if _rows_of(name, *recipe)]
-    return "\n".join(lines)
+    for name, times in [*((name, 1) for name in SETS), ("bccd", 2)]:
+        own_rows = _finished([own(name, seed, times) for seed in SEEDS[name]])
+        lines += [_line(rows, own_rows) for rows in _groups(name, times) if rows]
+    return "\n".join([*lines, "", *_means()])
 
 
-def _rows_of(name: str, system: str, recipe: str, rate: float | None) -> list[dict[str, Any]]:
-    def belongs(row: dict[str, Any]) -> bool:
-        chosen = row["configuration"]
-        of_set = (chosen["dataset"], chosen["system"], chosen["recipe"]) == (name, system, recipe)
-        return of_set and chosen.get("learning_rate") == rate and chosen["seed"] in SEEDS[name]
+def _groups(name: str, times: int) -> list[list[dict[str, Any]]]:
+    """The finished rows of each recipe on a set: ours, the peer's defaults, the peer tuned."""
+    seeds = SEEDS[name]
+    return [
+        _finished([own(name, seed, times) for seed in seeds]),
+        _finished([peer_defaults(name, seed, times) for seed in seeds]),
+        _finished([peer_tuned(name, seed, rate, times) for seed in seeds for rate in chosen_rate()]),
+    ]
 
-    return sorted((row for row in ROWS.all() if belongs(row)), key=lambda row: int(row["configuration"]["seed"]))
+
+def _finished(configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in map(ROWS.find, configurations) if row is not None]
 
 
-def _line(name: str, rows: list[dict[str, Any]], ours: list[dict[str, Any]], recipe: tuple[Any, ...]) -> str:
-    figures = [row["figures"] for row in rows]
+def _means() -> list[str]:
+    """Mean over the sets of the difference to each recipe of the peer, where every set has it."""
+    lines = []
+    for place, recipe in ((1, "defaults"), (2, "tuned")):
+        pairs = [(_groups(name, 1)[0], _groups(name, 1)[place]) for name in SETS]
+        if all(ours and theirs for ours, theirs in pairs):
+            lines.append(f"Mean of the sets, ours minus YOLOv8n {recipe}: {_over_sets(pairs)} points.")
+    return lines
+
+
+def _line(rows: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
+    chosen, figures = rows[0]["configuration"], [row["figures"] for row in rows]
     values = [one["map50_95"] for one in figures]
     spread = f"{np.mean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
-    label = recipe[1] + (f", lr {recipe[2]}" if recipe[2] else "")
+    rate = chosen.get("learning_rate")
+    recipe = chosen["recipe"] + (f", lr {rate:g}" if rate else "")
     minutes, half = np.mean([one["cpu_minutes"] for one in figures]), np.mean([one["map50"] for one in figures])
-    against = "" if rows == ours or not ours else _difference(ours, rows)
-    return f"| {name} | {recipe[0]} | {label} | {len(rows)} | {spread} | {half:.3f} | {minutes:.1f} | {against} |"
+    against = "" if rows == ours or not ours else _over_sets([(ours, rows)])
+    what = f"{chosen['dataset']} | {chosen['epochs']} | {chosen['system']} | {recipe} | {len(rows)}"
+    return f"| {what} | {spread} | {half:.3f} | {minutes:.1f} | {against} |"
 
 
-def _difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
-    """Mean difference over the seeds both have, and its interval over resamples of images."""
-    pairs = [
-        (mine["figures"], other["figures"])
-        for mine in ours
-        for other in theirs
-        if mine["configuration"]["seed"] == other["configuration"]["seed"]
-    ]
-    if not pairs:
-        return ""
-    mean = 100 * np.mean([mine["map50_95"] - other["map50_95"] for mine, other in pairs])
-    resampled = [np.subtract(mine["resampled_map50_95"], other["resampled_map50_95"]) for mine, other in pairs]
+def _over_sets(pairs: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]) -> str:
+    """Mean over sets of the mean difference over the seeds both have, with its 95 % interval over resamples of images;
+    empty where a set has no common seed.
+    """
+    means, resampled = [], []
+    for ours, theirs in pairs:
+        known = {row["configuration"]["seed"]: row["figures"] for row in theirs}
+        both = [(row["figures"], known[seed]) for row in ours if (seed := row["configuration"]["seed"]) in known]
+        if not both:
+            return ""
+        means.append(np.mean([mine["map50_95"] - other["map50_95"] for mine, other in both]))
+        draws = [np.subtract(mine["resampled_map50_95"], other["resampled_map50_95"]) for mine, other in both]
+        resampled.append(np.mean(draws, axis=0))
     low, high = 100 * np.percentile(np.mean(resampled, axis=0), [2.5, 97.5])
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{100 * np.mean(means):+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:
