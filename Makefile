@@ -22,18 +22,23 @@ demo: install  ## Run the whole DAG: make demo [DATASET=dir [PRETRAIN=dir] [UNLA
 	  $(if $(UNLABELED),--unlabeled '$(UNLABELED)') $(if $(PARAMS),--params '$(PARAMS)') $(if $(GATE),--gate $(GATE))
 
 # One process per group: with Airflow, torch and OpenVINO in one interpreter, signals crashed it now and then.
-GROUPS_OF_TESTS := "tests/dags tests/stack tests/demo tests/browser" "tests/model" "tests/pipeline_tasks tests/chain" \
-  "tests/test_agreement.py tests/test_imports.py"
+# Two groups at a time, the longest first; a group's output is printed when it has ended.
+FAST_GROUPS := tests/model tests/pipeline_tasks+tests/chain tests/dags+tests/stack+tests/demo+tests/browser \
+  tests/test_agreement.py+tests/test_imports.py
+SLOW_GROUPS := tests/chain tests/dags+tests/stack tests/demo tests/browser tests/model tests/pipeline_tasks
+TWO_AT_A_TIME := @OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 --output-sync=target
 
 test: install lint  ## Lint, types and the fast tests (offline)
-	@set -e; for group in $(GROUPS_OF_TESTS); do \
-	  OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not browser and not gpu' $$group; \
-	done
+	$(TWO_AT_A_TIME) $(addprefix fast/,$(FAST_GROUPS))
 
 test-all: test  ## Also real servers, the browser, the demo and a short run on real photographs
-	@set -e; for group in tests/chain tests/pipeline_tasks tests/model "tests/dags tests/stack" tests/browser tests/demo; do \
-	  $(BIN)/pytest -m 'slow or browser' $$group; \
-	done
+	$(TWO_AT_A_TIME) $(addprefix slow/,$(SLOW_GROUPS))
+
+fast/%:
+	@echo "fast: $(subst +, ,$*)"; $(BIN)/pytest -m 'not slow and not browser and not gpu' $(subst +, ,$*)
+
+slow/%:
+	@echo "slow: $(subst +, ,$*)"; $(BIN)/pytest -m 'slow or browser' $(subst +, ,$*)
 
 lint: install
 	$(BIN)/ruff check .

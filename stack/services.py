@@ -59,6 +59,11 @@ class Stack:
         """Where Airflow writes the generated password of the user admin."""
         return self.airflow_home / "simple_auth_manager_passwords.json.generated"
 
+    def _beside_airflow(self, distance: int) -> int:
+        """A port that follows Airflow's, so that two stacks on one machine keep apart."""
+        above = self.airflow_port + distance
+        return above if above < 65536 else self.airflow_port - distance
+
     def environment(self) -> dict[str, str]:
         """Environment of both services; an AIRFLOW__ setting of the caller wins over the defaults here."""
         fixed = {
@@ -68,6 +73,8 @@ class Stack:
             "AIRFLOW__API__PORT": str(self.airflow_port),
             "AIRFLOW__API__BASE_URL": self.airflow_url,
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(self._beside_airflow(713)),  # 8793, as Airflow has it
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(self._beside_airflow(714)),
             "MLFLOW_TRACKING_URI": self.mlflow_url,
             "NASLINE_WORKSPACE": str(self.workspace),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),

@@ -110,3 +110,11 @@ def test_a_workspace_in_an_object_store_is_refused(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith("the workspace s3://bucket/x is not on this machine; give a folder")
+
+
+def test_two_stacks_on_a_machine_serve_logs_on_ports_of_their_own(tmp_path: Path) -> None:
+    names = [f"AIRFLOW__LOGGING__{which}_LOG_SERVER_PORT" for which in ("WORKER", "TRIGGER")]
+    found = [services.Stack(tmp_path, tmp_path, port, 5000).environment() for port in (8080, 8081, 65535)]
+    assert [found[0][name] for name in names] == ["8793", "8794"], "Airflow's own, beside its usual port"
+    ports = [int(environment[name]) for environment in found for name in names]
+    assert len(set(ports)) == 6 and max(ports) < 65536
