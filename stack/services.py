@@ -73,8 +73,8 @@ class Stack:
             "AIRFLOW__API__PORT": str(self.airflow_port),
             "AIRFLOW__API__BASE_URL": self.airflow_url,
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(self._beside_airflow(713)),  # 8793, as Airflow has it
-            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(self._beside_airflow(714)),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(self._beside_airflow(713)),  # 8793 beside 8080
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(self._beside_airflow(1713)),
             "MLFLOW_TRACKING_URI": self.mlflow_url,
             "NASLINE_WORKSPACE": str(self.workspace),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),

@@ -115,6 +115,6 @@ def test_a_workspace_in_an_object_store_is_refused(tmp_path: Path) -> None:
 def test_two_stacks_on_a_machine_serve_logs_on_ports_of_their_own(tmp_path: Path) -> None:
     names = [f"AIRFLOW__LOGGING__{which}_LOG_SERVER_PORT" for which in ("WORKER", "TRIGGER")]
     found = [services.Stack(tmp_path, tmp_path, port, 5000).environment() for port in (8080, 8081, 65535)]
-    assert [found[0][name] for name in names] == ["8793", "8794"], "Airflow's own, beside its usual port"
+    assert found[0][names[0]] == "8793", "as Airflow has it"
     ports = [int(environment[name]) for environment in found for name in names]
     assert len(set(ports)) == 6 and max(ports) < 65536
