@@ -1,0 +1,100 @@
+"""Writes docs/benchmarks.md: every table of the benchmarks, from their stored rows.
+
+    python benchmarks/tables.py
+
+Nothing is measured. A row that is missing is missing in the table, which says so.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import against_yolov8n, engine_speed, inference_cost, quantization_accuracy, repvgg_table, stages
+from benchmarks.rows import Rows
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+HEADING = """# Benchmarks
+
+Written by `benchmarks/tables.py` from the rows in `benchmarks/results/`; every script there keeps a row as soon as it
+is finished, and measures only what is missing. A row names its seed, machine and commit. One seed is an observation,
+not a claim. Intervals are paired bootstraps over test images (Efron & Tibshirani 1993, chapter 16).
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: its title, the script whose name its rows bear, what the reader has to know, and the table."""
+
+    title: str
+    script: str
+    text: str
+    table: Callable[[], str]
+
+
+SECTIONS = (
+    Section(
+        "Against YOLOv8n, both from scratch",
+        "against_yolov8n",
+        "320 px, one thread, no loader processes; epochs chosen once so that a run takes the peer about ten CPU "
+        "minutes (validation included). Tuned: every batch a step, warm-up of one epoch, AdamW, the learning rate that "
+        "was best on bccd's validation images of three tries. Figures are of the test split, which nobody chose "
+        "anything on.",
+        against_yolov8n.table,
+    ),
+    Section(
+        "What a call costs",
+        "inference_cost",
+        "OpenVINO FP32 engines of both sides, batch 1, in turns in one process.",
+        inference_cost.table,
+    ),
+    Section(
+        "What each stage brings",
+        "stages",
+        "The pipeline's own steps, one parameter changed; the student is `pico`, the teacher `t`, 320 px. Gains are "
+        "points of test mAP50-95 against the row `labels` of the same half.",
+        stages.table,
+    ),
+    Section(
+        "What INT8 costs in accuracy",
+        "quantization_accuracy",
+        "Points of test mAP50-95 lost against the float engine, OpenVINO, whole test splits.",
+        lambda: quantization_accuracy.table(quantization_accuracy.NETWORKS, trial=False),
+    ),
+    Section(
+        "RepVGG against QARepVGG blocks",
+        "repvgg_table",
+        "The same network with either block, quantized in the same ways.",
+        lambda: repvgg_table.table(repvgg_table.NETWORKS, trial=False),
+    ),
+    Section(
+        "How much faster INT8 is",
+        "engine_speed",
+        "Shortest wall and processor time of a call, all forms in turns in one process.",
+        engine_speed.table,
+    ),
+)
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return "\n".join([HEADING, *(_section(section) for section in SECTIONS)])
+
+
+def _section(section: Section) -> str:
+    rows = Rows(section.script).all()
+    machines = "; ".join(sorted({row["machine"] for row in rows}))
+    where = f"{len(rows)} rows, measured on {machines}." if rows else "No row has been measured yet."
+    table = section.table() if rows else ""
+    text = textwrap.fill(f"`benchmarks/{section.script}.py`. {section.text} {where}", 118)
+    parts = [f"## {section.title}", text, table]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
