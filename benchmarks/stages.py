@@ -129,6 +129,7 @@ def _parameters(configuration: dict[str, Any]) -> dict[str, Any]:
         start["unlabeled_dataset"] = str(unlabelled)
     return {
         "start": start,
+        "validate_data": {"allow_links": scenario == "half"},  # its folders share the pictures
         "pretrain": {**COMMON, "epochs": PRETRAIN_EPOCHS, "evaluate_every_epochs": PRETRAIN_EPOCHS},
         "teach": {**COMMON, "epochs": TEACHER_EPOCHS[name], "evaluate_every_epochs": 5},
         "distill": {**COMMON, "epochs": round(epochs), "evaluate_every_epochs": 4, **changes},

@@ -1,4 +1,4 @@
-"""The parts both DAGs are put together from: a task per step, made from `pipeline_tasks.steps`.
+"""The parts the DAGs are put together from: a task per step, made from `pipeline_tasks.steps`.
 
 The DAG files draw the arrows; a test compares them with what each step needs.
 """
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, get_args
 
-from airflow.sdk import TaskGroup, TriggerRule, get_current_context, task
+from airflow.sdk import Asset, TaskGroup, TriggerRule, get_current_context, task
+from alerts import deadline_argument, task_failed
 from step_operator import ACCELERATOR_POOL, REFERENCE_KEY, StartOperator, StepOperator, retry_arguments
 from trigger_form import parameter_file
 
@@ -20,8 +21,9 @@ from pipeline_tasks.steps import StepDefinition, definition, reference
 DAG_ARGUMENTS: dict[str, Any] = {
     "catchup": False,
     "max_active_runs": 4,
-    "default_args": {"owner": "nasline", **retry_arguments(os.environ)},
+    "default_args": {"owner": "nasline", "on_failure_callback": task_failed, **retry_arguments(os.environ)},
     "tags": ["nasline", "yolo-nas"],
+    **deadline_argument(os.environ),
 }
 
 GATE_TARGETS: tuple[Target, ...] = get_args(Target)
@@ -29,11 +31,22 @@ WHERE_GATES_RUN: dict[Target, dict[str, Any]] = {"gpu": {"pool": ACCELERATOR_POO
 """A GPU that trains is no quiet one to measure on; a T4's gate waits for a worker that takes the queue `t4`."""
 
 
+DATASET = Asset(name="nasline_dataset", uri="nasline://dataset", group="nasline")
+CHAMPION_DROP = Asset(name="nasline_champion_drop", uri="nasline://champion-drop", group="nasline")
+"""Gets an event when the champion has become worse on today's data and a retraining is wanted."""
+
+
+def parameter_arguments() -> tuple[str, ...]:
+    """The parameter file as arguments, where there is one."""
+    path = parameter_file()
+    return ("--params", str(path)) if path else ()
+
+
 def start_task(*arguments: str) -> StartOperator:
     """The task that freezes the run; the parameter file comes first, what the form changed wins over it."""
-    path = parameter_file()
-    named = ("--params", str(path)) if path else ()
-    return StartOperator(arguments=(*named, *arguments), **_common(definition("start")), task_id="start")
+    return StartOperator(
+        arguments=(*parameter_arguments(), *arguments), **_common(definition("start")), task_id="start"
+    )
 
 
 def step_task(step: str, part: str = "") -> StepOperator:

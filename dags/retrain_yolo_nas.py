@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 
-from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable
-from pipeline_chain import DAG_ARGUMENTS, gate_group, pseudo_label_group, register_task, report, start_task, step_task
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
+from pipeline_chain import (
+    CHAMPION_DROP,
+    DAG_ARGUMENTS,
+    DATASET,
+    gate_group,
+    pseudo_label_group,
+    register_task,
+    report,
+    start_task,
+    step_task,
+)
 from trigger_form import trigger_form
 
-DATASET = Asset(name="nasline_dataset", uri="nasline://dataset", group="nasline")
 CRON = os.environ.get("NASLINE_RETRAIN_CRON", "0 3 * * 1")
 
 DOCUMENTATION = f"""
@@ -17,7 +26,8 @@ DOCUMENTATION = f"""
 
 Runs at `{CRON}` (UTC, `NASLINE_RETRAIN_CRON`) and whenever the asset `nasline_dataset` gets an event: after
 `nasline data add`, press **Create asset event** on the asset's page, or let CI post to `/api/v2/assets/events`.
-The datasets are those of `params.yaml`.
+`evaluate_champion` gives an event to `nasline_champion_drop` when the champion has become worse and
+`register.retrain_on_drop` is set. The datasets are those of `params.yaml`.
 
 It starts from the champion's float weights, student and teacher, so there must be one: train with `train_yolo_nas`
 first. The DAG is paused when it is new. Unpausing it makes Airflow run the latest missed slot at once. When neither
@@ -28,7 +38,7 @@ with DAG(
     "retrain_yolo_nas",
     description="The same chain from the champion's weights, weekly and when the dataset changes",
     doc_md=DOCUMENTATION,
-    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable(CRON, timezone="UTC"), assets=[DATASET]),
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable(CRON, timezone="UTC"), assets=DATASET | CHAMPION_DROP),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     is_paused_upon_creation=True,
     params=trigger_form(without=("start.from_champion", "start.pretrain_dataset", "pretrain.")),

@@ -126,9 +126,7 @@ class StepOperator(BaseOperator):
 
     def argv(self, context: Any) -> list[str]:
         """The command line of the step."""
-        place = os.environ.get("NASLINE_WORKSPACE", ".nasline")
-        workspace = place if "://" in place else str(Path(place).resolve())
-        where = ["--workspace", workspace, "--run", run_name(self.run)]
+        where = ["--workspace", workspace(os.environ), "--run", run_name(self.run)]
         return [*step_command(os.environ), self.step, *where, *self.arguments]
 
     def _follow(self, child: ChildProcess, task_instance: TaskInstance) -> tuple[str, dict[str, Any]]:
@@ -159,7 +157,9 @@ class StepOperator(BaseOperator):
 
 
 class StartOperator(StepOperator):
-    """Runs `nasline start`, which freezes the run: hands it the parameter file and what the form changed."""
+    """Runs `nasline start`, which freezes the run, or another command that reads the parameters: hands it the parameter
+    file and what the form changed.
+    """
 
     def argv(self, context: Any) -> list[str]:
         """The command line, with the changed values as one JSON argument: no value is ever read by a shell."""
@@ -181,6 +181,12 @@ def changed_options(conf: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 def step_command(environment: Mapping[str, str]) -> list[str]:
     """The argv prefix that runs steps: `NASLINE_COMMAND` split like a shell would, else this interpreter."""
     return shlex.split(environment.get("NASLINE_COMMAND", "")) or [sys.executable, "-m", "pipeline_tasks"]
+
+
+def workspace(environment: Mapping[str, str]) -> str:
+    """`NASLINE_WORKSPACE`, a folder or an address."""
+    place = environment.get("NASLINE_WORKSPACE", ".nasline")
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

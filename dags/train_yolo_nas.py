@@ -20,8 +20,9 @@ from trigger_form import trigger_form
 DOCUMENTATION = """
 ### Train, distill, quantize and register a YOLO-NAS detector
 
-Press **Trigger**, give the folder of the target set (COCO: `images/`, `annotations/instances_{train,val,test}.json`)
-and start. Each field shows the value that holds when you leave it alone; sections hold the rest, a step each.
+Press **Trigger**, give the folder of the target set (COCO: `images/`, `annotations/instances_{train,val,test}.json`;
+VOC, YOLO and Objects365 are recognised too) and start. Each field shows the value that holds when you leave it alone;
+sections hold the rest, a step each.
 
 A green run ends in one of two ways, and the task `report` says which: the engine passed the gate and is registered,
 or the gate rejected it (`gate` and `register` are skipped, and the champion stays).

@@ -20,15 +20,16 @@ def parameter_file() -> Path | None:
     return path if path.exists() or "NASLINE_PARAMS" in os.environ else None
 
 
-def trigger_form(without: tuple[str, ...] = ()) -> dict[str, Param]:
-    """A form field for each parameter whose name does not begin with one of `without`.
+def trigger_form(without: tuple[str, ...] = (), only: tuple[str, ...] = ("",)) -> dict[str, Param]:
+    """A form field for each parameter whose name begins with one of `only` and with none of `without`.
 
     A field shows the value that holds when it is left alone: the parameter file's, else the default. The main
     ones stand open, the others in one collapsed section per step.
     """
-    values = flat_values(params.resolve(parameter_file(), {}).to_json())
+    values = params.resolve(parameter_file(), {}).to_json()
     fields = sorted(params.form_fields(), key=lambda field: field.section is not None)
-    return {field.key: _form_param(field, values[field.key]) for field in fields if not field.key.startswith(without)}
+    shown = [field for field in fields if field.key.startswith(only) and not field.key.startswith(without)]
+    return {field.key: _form_param(field, value_of(values, field.key)) for field in shown}
 
 
 def _form_param(field: params.FormField, value: Any) -> Param:
@@ -38,12 +39,9 @@ def _form_param(field: params.FormField, value: Any) -> Param:
     return Param(value, description=field.schema.get("description"), **schema)
 
 
-def flat_values(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in sections.items():
-        if isinstance(value, dict):
-            flat.update(flat_values(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def value_of(sections: Mapping[str, Any], key: str) -> Any:
+    """The value of `section.field`, which may be a list or a table itself."""
+    value: Any = sections
+    for part in key.split("."):
+        value = value[part]
+    return value

@@ -4,14 +4,17 @@ A layer is what becomes one convolution when the network is folded, so a row has
 of the deploy form beside each other.  Multiply-adds are those of convolutions, as published tables count them; norms,
 pooling, softmax and decoding are left out.
 
-One pass over the smallest picture tells everything, since sizes are multiples of the largest stride: in any other the
-maps are so many times higher and wider.  (torch's meta device would need no memory, but takes seconds to set up.)
+One pass of the training form over the smallest picture tells everything, since sizes are multiples of the largest
+stride: in any other the maps are so many times higher and wider.  The deploy form is not made, only counted: folding
+the weights of the largest variants takes longer than all the rest.  (torch's meta device would need no memory, but
+takes seconds to set up.)
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,7 +74,7 @@ def _sum(costs: Iterable[Cost]) -> Cost:
 
 
 def summarize(variant: str, num_classes: int, height: int, width: int) -> Summary:
-    """Send the smallest picture through both forms of a variant and note what every layer costs at this size.
+    """Send the smallest picture through a variant and note what every layer costs in both forms at this size.
 
     Raises ValueError for an unknown variant, no classes, or a size that is no positive multiple of 32.
     """
@@ -81,9 +84,8 @@ def summarize(variant: str, num_classes: int, height: int, width: int) -> Summar
     times = (height // LARGEST_STRIDE, width // LARGEST_STRIDE)
     kinds = dict(_layers(network))
     scaled = tuple(name for name, module in network.named_modules() if isinstance(module, Bottleneck))
-    training, shapes = _measure(network, times, kinds)
-    deploy, _ = _measure(network.fuse(), times, kinds)
-    layers = tuple(Layer(name, kinds[name], shapes[name], training[name], deploy[name]) for name in shapes)
+    costs, shapes = _measure(network, times, kinds)
+    layers = tuple(Layer(name, kinds[name], shapes[name], *costs[name]) for name in shapes)
     return Summary(variant, num_classes, height, width, layers, scaled)
 
 
@@ -109,32 +111,55 @@ def _size(convolution: nn.Conv2d | nn.ConvTranspose2d) -> str:
 
 def _measure(
     network: YoloNAS, times: tuple[int, int], names: Iterable[str]
-) -> tuple[dict[str, Cost], dict[str, tuple[int, int, int]]]:
-    """Cost and output shape by name of layer, the shapes in the order in which the layers ran.
+) -> tuple[dict[str, tuple[Cost, Cost]], dict[str, tuple[int, int, int]]]:
+    """Cost in training and deploy form and output shape by name of layer, the shapes in the order of the layers.
 
     ``times``: how often the smallest picture fits into the height and the width of the one that is asked for.
     """
-    multiply_adds: Counter[str] = Counter()
+    multiply_adds: Counter[nn.Module] = Counter()
     shapes: dict[str, tuple[int, int, int]] = {}
 
-    def count(name: str, convolution: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(convolution: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
         placed = output if isinstance(convolution, nn.Conv2d) else inputs[0]  # every weight is used once a place
-        multiply_adds[name] += convolution.weight.numel() * placed[0, 0].numel() * times[0] * times[1]
+        multiply_adds[convolution] += convolution.weight.numel() * placed[0, 0].numel() * times[0] * times[1]
 
     def note(name: str, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         channels, height, width = output.shape[1:]
         shapes[name] = (channels, height * times[0], width * times[1])
 
     modules = {name: network.get_submodule(name) for name in names}
-    hooks = []
-    for name, module in modules.items():
-        convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
-        hooks += [part.register_forward_hook(partial(count, name)) for part in convolutions]
-        hooks.append(module.register_forward_hook(partial(note, name)))
-    with torch.no_grad():
+    convolutions = {name: _convolutions(module) for name, module in modules.items()}
+    hooks = [part.register_forward_hook(count) for parts in convolutions.values() for part in parts]
+    hooks += [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
+    with torch.no_grad(), _plain_kernels():
         network(torch.zeros(1, 3, LARGEST_STRIDE, LARGEST_STRIDE))
     for hook in hooks:
         hook.remove()
-    sizes = {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
-    return {name: Cost(sizes[name], multiply_adds[name]) for name in modules}, shapes
+    costs = {}
+    for name, module in modules.items():
+        size = sum(parameter.numel() for parameter in module.parameters())
+        training = Cost(size, sum(multiply_adds[part] for part in convolutions[name]))
+        kept = _kept(module)
+        costs[name] = training, Cost(kept.weight.numel() + kept.out_channels, multiply_adds[kept])
+    return costs, shapes
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
+    return [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
+
+
+def _kept(module: nn.Module) -> nn.Conv2d | nn.ConvTranspose2d:
+    """The convolution whose kernel is as large as the folded one, which has a bias for each output channel too."""
+    return max(_convolutions(module), key=lambda part: part.weight.numel())
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """oneDNN off: making its kernels for every shape takes longer than one small picture takes without them."""
+    before = torch._C._get_mkldnn_enabled()  # `mkldnn.flags` would set, and warn of, more than this
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)

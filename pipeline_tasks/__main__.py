@@ -17,7 +17,23 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline_tasks import launch, process
-from pipeline_tasks.commands import evaluate, export_weights, import_weights, summary
+from pipeline_tasks.commands import (
+    bench,
+    champion,
+    compare,
+    data,
+    evaluate,
+    evaluate_champion,
+    export_weights,
+    import_weights,
+    init,
+    plan_run,
+    promote,
+    reproduce,
+    runs,
+    summary,
+)
+from pipeline_tasks.commands.report import report
 from pipeline_tasks.errors import EXIT_UNFORESEEN, StepError, UsageError
 from pipeline_tasks.params import Parameters, form_fields, resolve
 from pipeline_tasks.steps import STEPS, StepDefinition
@@ -91,9 +107,12 @@ def _parser() -> argparse.ArgumentParser:
         _add_run_options(command, run_required=step.name != "start")
         _add_step_options(command, step)
     _add_predict(commands)
-    _add_data(commands)
     _add_deliver(commands)
-    for module in (evaluate, import_weights, export_weights, summary):
+    around = (
+        init, data, bench, evaluate, import_weights, export_weights, summary, runs, compare, champion, promote,
+        evaluate_champion, plan_run, reproduce,
+    )  # fmt: skip
+    for module in around:
         module.add_to(commands)
     commands.add_parser("params", help="Print params.yaml with all defaults.").set_defaults(command_function=_params)
     return parser
@@ -140,7 +159,8 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="resolve every step and print it, write nothing; needs no --run"
     )
     fields = form_fields()  # making their schema takes a tenth of a second
-    for name, group in _option_groups(command).items():
+    for name in dict.fromkeys(field.key.rsplit(".", 1)[0] for field in fields):
+        group = command.add_argument_group(name)
         for field in fields:
             if field.key.rsplit(".", 1)[0] == name:
                 help_text = str(field.schema.get("description", "")).replace("%", "%%")
@@ -148,11 +168,6 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
                 text = f"{help_text} (default {default})"
                 group.add_argument(f"--{field.key}", dest=field.key, metavar="V", help=text)
     command.set_defaults(command_function=_start)
-
-
-def _option_groups(command: argparse.ArgumentParser) -> dict[str, Any]:
-    names = dict.fromkeys(field.key.rsplit(".", 1)[0] for field in form_fields())
-    return {name: command.add_argument_group(name) for name in names}
 
 
 def _start(arguments: argparse.Namespace) -> int:
@@ -174,7 +189,7 @@ def _start(arguments: argparse.Namespace) -> int:
     )
     if arguments.link:
         link_start(frozen, arguments.link)
-    _report(
+    report(
         {
             "run": arguments.run,
             "step": "start",
@@ -194,7 +209,7 @@ def _dry_run(workspace: Workspace, parameters: Parameters) -> int:
     print(text(found, parameters), flush=True)
     if sentence := found.sentence():
         log.warning("%s", sentence)
-    _report({"step": "start", "dry_run": True, "steps": [asdict(step) for step in found.steps]})
+    report({"step": "start", "dry_run": True, "steps": [asdict(step) for step in found.steps]})
     return 0
 
 
@@ -242,7 +257,7 @@ def _run_step(arguments: argparse.Namespace) -> int:
     )
     if arguments.link:
         link_published(workspace.step_directory(step.name, result.key), arguments.link)
-    _report(asdict(result))
+    report(asdict(result))
     return 0 if getattr(arguments, "rejection_is_result", False) else code
 
 
@@ -255,12 +270,6 @@ def _run_in_processes(arguments: argparse.Namespace, workspace: Workspace) -> in
     if count > 1:
         return launch.run(arguments.words, count, device)
     return assist_step(workspace, arguments.run, step, part) if launch.rank() > 0 else None
-
-
-def _report(content: dict[str, Any]) -> None:
-    """The last line, for the program that started the step (the DAG's operator); a person has read the log."""
-    if not sys.stdout.isatty():
-        print("NASLINE_RESULT " + json.dumps(content, sort_keys=True), flush=True)
 
 
 Subcommands = Any
@@ -283,21 +292,6 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     workspace = open_workspace(arguments.workspace).root
     predict(arguments.engine, arguments.source, arguments.out, arguments.score_threshold, workspace)
-    return 0
-
-
-def _add_data(commands: Subcommands) -> None:
-    group = commands.add_parser("data", help="Datasets.").add_subparsers(dest="action", required=True, metavar="ACTION")
-    command = group.add_parser("add", help="Version a dataset folder with DVC and print its digest.")
-    command.add_argument("path", type=Path, metavar="PATH")
-    command.add_argument("--to", type=Path, metavar="DIR", help="copy a folder from outside the repository to here")
-    command.set_defaults(command_function=_data_add)
-
-
-def _data_add(arguments: argparse.Namespace) -> int:
-    from pipeline_tasks.data.versioning import add
-
-    add(arguments.path, to=arguments.to)
     return 0
 
 

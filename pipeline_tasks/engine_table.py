@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from model.engines.latency import LatencyRecord
+    from model.engines.processing_time import ProcessingRecord
 
 COLUMNS = (
     "precision", "pixels", "batch", "threads", "min", "p50", "p90", "p99", "CPU min", "GPU p50", "spread", "mAP50-95",
+    "mAP of",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One engine: its latency, and its mAP50-95 where it was measured."""
+    """One engine: its latency, and its mAP50-95 where it was measured; map_of: on what, where rows differ in it."""
 
     record: LatencyRecord
     map50_95: float | None = None
+    map_of: str = ""
 
 
 def engine_table(rows: Sequence[EngineRow]) -> list[str]:
@@ -34,6 +37,12 @@ def engine_table(rows: Sequence[EngineRow]) -> list[str]:
     return [f"{device}; {how}", *_aligned(columns)]
 
 
+def around_line(processing: Mapping[str, ProcessingRecord]) -> str:
+    """What a picture costs before and behind the network, which the table's times leave out."""
+    parts = [f"{name} {record.p50_ms:.2f} ms" for name, record in processing.items()]
+    return f"around it, for one picture (median): {', '.join(parts)}"
+
+
 def _cells(row: EngineRow) -> tuple[str, ...]:
     record = row.record
     gpu = "" if record.gpu_p50_ms is None else f"{record.gpu_p50_ms:.2f}"
@@ -41,7 +50,7 @@ def _cells(row: EngineRow) -> tuple[str, ...]:
     noise = f"{record.spread:.0%}{' noisy' if record.noisy else ''}"
     accuracy = "" if row.map50_95 is None else f"{row.map50_95:.4f}"
     what = (record.precision, str(record.input_size), str(record.batch), str(record.threads or "all"))
-    return (*what, *(f"{value:.2f}" for value in times), gpu, noise, accuracy)
+    return (*what, *(f"{value:.2f}" for value in times), gpu, noise, accuracy, row.map_of)
 
 
 def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:

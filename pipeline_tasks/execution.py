@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import process
+from pipeline_tasks import process, system_metrics
 from pipeline_tasks.errors import EXIT_DONE, TemporaryError
 from pipeline_tasks.keys import RunKeys, StepKey, champion_folder
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.steps import StepDefinition, definition, reference
 from pipeline_tasks.team import Helped, Team
-from pipeline_tasks.tracking.mirror import Tracker
+from pipeline_tasks.tracking.mirror import StepRecord, Tracker
 from pipeline_tasks.workspace import Published, Workspace, lease_wait_seconds
 
 log = logging.getLogger(__name__)
@@ -180,14 +180,21 @@ def _context(workspace: Workspace, frozen: dict[str, Any], step_key: StepKey, **
 
 
 def _work(body: StepBody, context: StepContext) -> dict[str, Any]:
-    context.tracker.record.metrics_file = context.state / "metrics.jsonl"
+    record = context.tracker.record
+    system_file = context.workspace.run_directory(context.run["run"]) / "tracking" / "system" / _file_name(record)
+    record.metrics_file, record.system_file = context.state / "metrics.jsonl", system_file
     _announce(context.tracker.deliver())
     context.stopper.stop_if_requested()  # while it waited for the tracking server
     try:
-        return body(context)
+        with system_metrics.sampled(system_file, 0.0 if record.reference == "gate" else system_metrics.interval()):
+            return body(context)
     except TemporaryError:
         context.save_state()
         raise
+
+
+def _file_name(record: StepRecord) -> str:
+    return record.reference.replace("/", "-") + ".jsonl"
 
 
 def _announce(mlflow_url: str | None) -> None:
@@ -285,4 +292,10 @@ def _manifest(
         "summary": summary,
         "made_by_run": frozen["run"],
         "code_version": frozen["code_version"],
+        "datasets": {role: _version(entry) for role, entry in frozen["datasets"].items() if entry},
     }
+
+
+def _version(dataset: dict[str, Any]) -> dict[str, Any]:
+    """What names a set wherever it lies."""
+    return {name: dataset.get(name) for name in ("digest", "dvc_revision", "dvc_remote")}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import champion, gate_latency, seen_images, verdict
-from pipeline_tasks.engine_table import EngineRow, engine_table
+from pipeline_tasks.engine_table import EngineRow, around_line, engine_table
 from pipeline_tasks.errors import ConfigurationError
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
@@ -19,7 +19,7 @@ from pipeline_tasks.gate_target import require_target
 from pipeline_tasks.seen_images import CANDIDATE
 from pipeline_tasks.training_task import open_images
 from pipeline_tasks.verdict import Verdict
-from pipeline_tasks.workspace import write_json
+from pipeline_tasks.workspace import MANIFEST, write_json
 
 if TYPE_CHECKING:
     from model.data.image_set import ImageSet
@@ -63,6 +63,7 @@ def gate(context: StepContext) -> dict[str, Any]:
         megabytes=(engine_folder / INT8_FILE).stat().st_size / 1e6,
         licences=engine_licences(engine_folder),
         compared=champion.compare(context, detected["int8"], test_set, held_out, seen),
+        torch_error_px=_torch_error(engine_folder),
         learned=tuple(seen_images.exclusions(held_out, {CANDIDATE: seen}, given.near_duplicate_bits).values()),
     )
     judged = judge(found, given)
@@ -144,6 +145,13 @@ def _agreement(
     return compare_outputs(literal, engine, np.concatenate([images for images, _, _ in batches]))
 
 
+def _torch_error(engine_folder: Path) -> float | None:
+    """Mean box error of the exported file against its torch network; not told where it had no confident anchor."""
+    summary = json.loads((engine_folder.parent / MANIFEST).read_text(encoding="utf-8"))["summary"]
+    error: float | None = summary.get("int8_box_error_mean_px")
+    return error if summary.get("int8_confident_anchors") else None
+
+
 def _write(context: StepContext, judged: Verdict, found: Findings) -> None:
     """Accuracy and latency apart: equal work gives equal accuracy files, while times always differ."""
     scalars = {name: metrics.scalars() for name, metrics in found.metrics.items()}
@@ -188,7 +196,7 @@ def _tell(judged: Verdict, found: Findings) -> None:
     if found.learned:
         message = "%d test images are near-duplicates of images the engine has learned from; its mAP may flatter it"
         log.warning(message, len(found.learned))
-    for line in engine_table(rows):
+    for line in (*engine_table(rows), around_line(found.latency.processing)):
         log.info("%s", line)
     (log.info if judged.passed else log.warning)("verdict: %s", judged.sentence())
 

@@ -39,7 +39,9 @@ class GateParameters(Section):
     maximum_latency_p99_ms: float | None = parameter(
         None, "Budget for the INT8 engine's latency in 99 of 100 runs on the target", unit="ms", gt=0
     )
-    minimum_speedup: float | None = parameter(None, "Least float over INT8 latency (minima, which noise spares)", gt=0)
+    minimum_speedup: float | None = parameter(
+        None, "Least float over INT8 latency (minima on a CPU, which noise spares; medians on a GPU)", gt=0
+    )
     champion_margin: float | None = parameter(
         0.5, "mAP50-95 by which the engine may be worse than the champion, and than the best of the champion's line, "
         "on today's clean test images",

@@ -26,8 +26,10 @@ LICENCE_KINDS = ("image", "annotation", "weights")
 class Findings:
     """All that the gate has measured. metrics: of the engines `int8` and `float` on the test split.
 
-    precision: that of the built INT8 engine. licences: what the engine descends from, by kind. learned: test images
-    like those that it has learned from; no rule, but it tells what the mAP is worth.
+    precision: that of the built INT8 engine. agreement: of that engine with the exported file run literally;
+    torch_error_px: of that file with its torch network, as `export` measured it, None where it was not told. licences:
+    what the engine descends from, by kind. learned: test images like those that it has learned from; no rule, but it
+    tells what the mAP is worth.
     """
 
     metrics: dict[str, DetectionMetrics]
@@ -38,6 +40,7 @@ class Findings:
     licences: dict[str, set[str]]
     compared: champion.Comparisons | None
     learned: tuple[Exclusion, ...] = ()
+    torch_error_px: float | None = None
 
     @property
     def map_drop_points(self) -> float:
@@ -113,10 +116,15 @@ def _class_drop(metrics: dict[str, DetectionMetrics], given: GateParameters, whe
 
 
 def _faithfulness(found: Findings, given: GateParameters) -> list[Rule]:
-    """Does the built engine run in INT8, and does it compute what the exported file says?"""
+    """Does the built engine run in INT8, and does it compute what the torch network does?
+
+    In two legs, each with a limit of its own: `export` has compared the file with the network and publishes nothing
+    beyond `export.maximum_box_error_pixels`; here the built engine is compared with the file.
+    """
     agreement, limit = found.agreement, given.maximum_box_error_pixels
     anchors = f"{agreement.images} test images, {agreement.confident_anchors} confident anchors"
-    compared = f"{anchors}, against {INT8_FILE} run literally"
+    from_torch = "" if found.torch_error_px is None else f", itself {found.torch_error_px:.3g} pixels from torch"
+    compared = f"{anchors}, against {INT8_FILE} run literally{from_torch}"
     runtime, parameter = given.engine_runtime, "maximum_box_error_pixels"
     rules = [Rule("precision of the built engine", "int8", found.precision, "", runtime, found.precision == "int8")]
     if limit is not None and not agreement.confident_anchors:

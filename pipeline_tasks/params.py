@@ -21,6 +21,7 @@ from pipeline_tasks.export_parameters import ExportParameters
 from pipeline_tasks.gate_parameters import GateParameters
 from pipeline_tasks.schema import Section, parameter
 from pipeline_tasks.training_parameters import TrainingParameters
+from pipeline_tasks.validation_parameters import ValidateDataParameters
 
 Variant = Literal["pico", "t", "n", "s", "m", "l"]
 
@@ -29,11 +30,11 @@ class StartParameters(Section):
     """What all steps share."""
 
     dataset: str = parameter(
-        "", "Folder of the labelled target set in COCO layout (images/, annotations/instances_{train,val,test}.json)",
+        "", "Folder of the target set: COCO (annotations/instances_{train,val,test}.json), VOC, YOLO or Objects365",
         main=True, in_key=False,
     )  # fmt: skip
     pretrain_dataset: str | None = parameter(
-        None, "Folder of the labelled pretraining set in COCO layout; empty: start from random weights",
+        None, "Folder of the labelled pretraining set, in any of these forms; empty: start from random weights",
         main=True, in_key=False,
     )  # fmt: skip
     unlabeled_dataset: str | None = parameter(
@@ -73,20 +74,10 @@ class StartParameters(Section):
     cache_megabytes: int = parameter(
         1024, "Memory for decoded images; 0 decodes every time", unit="MB", in_key=False, ge=0
     )
-
-
-class ValidateDataParameters(Section):
-    """Limits of the data validation."""
-
-    maximum_bad_image_fraction: float = parameter(
-        0.01, "Share of a set's images that may be quarantined before the step stops", ge=0, le=1
-    )
-    maximum_bad_box_fraction: float = parameter(
-        0.01, "Share of a set's boxes that may be quarantined before the step stops", ge=0, le=1
-    )
-    box_tolerance_pixels: float = parameter(
-        1.0, "How far a box may reach over the image border; it is clipped", unit="pixels", ge=0
-    )
+    reduced_decoding: bool = parameter(
+        False, "Decode JPEGs of at least twice the size that training needs at a half, a quarter or an eighth: takes "
+        "less time, pixels differ slightly from those that evaluation sees",
+    )  # fmt: skip
 
 
 def _epochs_of(variant: str) -> Any:
@@ -248,9 +239,15 @@ class QuantizeParameters(Section):
 
 
 class RegisterParameters(Section):
-    """Registration of the accepted engine."""
+    """Registration of the accepted engine, and the watch over the champion."""
 
     promote: bool = parameter(True, "Move the alias champion to an accepted engine; else only candidate")
+    maximum_champion_drop: float | None = parameter(
+        2.0, "mAP50-95 that the champion may have lost on today's data since the gate before evaluate_champion raises "
+        "an alert; empty: none",
+        unit="points", in_key=False, ge=0, le=100,
+    )  # fmt: skip
+    retrain_on_drop: bool = parameter(False, "Let such an alert start a retraining too", in_key=False)
 
 
 class Parameters(Section):

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import champion, initial_checkpoint, pinned_files, seen_images, verdict, version_page
+from pipeline_tasks import champion, initial_checkpoint, lineage_tags, pinned_files, seen_images, verdict, version_page
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.keys import parameters_digest
-from pipeline_tasks.tracking import registry
+from pipeline_tasks.tracking import registration, registry
 from pipeline_tasks.workspace import write_json
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def register(context: StepContext) -> dict[str, Any]:
         return {"registered": 0, "because": judged["sentence"]}
     bundle, best = _bundle(context, judged)
     measured = _measured(context.inputs["gate"])
-    registration = registry.register_bundle(
+    registered = registration.register_bundle(
         context.workspace,
         context.parameters.start.model_name,
         bundle,
@@ -46,8 +46,8 @@ def register(context: StepContext) -> dict[str, Any]:
         promote=context.parameters.register_.promote,
     )
     shutil.rmtree(bundle)
-    write_json(context.output / REGISTRATION, {"registered": True, **registration})
-    named = {"model": registration["model"], "version": registration["version"]}
+    write_json(context.output / REGISTRATION, {"registered": True, **registered})
+    named = {"model": registered["model"], "version": registered["version"]}
     return {"registered": 1, "verdict": judged["sentence"], **named}
 
 
@@ -72,11 +72,13 @@ def _bundle(context: StepContext, judged: dict[str, Any]) -> tuple[Path, str]:
 
 
 def _tags(context: StepContext, measured: Measured, bundle: Path) -> dict[str, str]:
+    engine = json.loads((bundle / "engine" / "engine.json").read_text(encoding="utf-8"))
     return {
         registry.ENGINE_TAG: registry.bundle_digest(bundle / "engine"),
         "nasline.run": context.run["run"],
         "nasline.variant": context.parameters.start.student_variant,
         **version_page.tags(*measured),
+        **lineage_tags.tags(engine, context.run["datasets"]),
     }
 
 

@@ -108,7 +108,7 @@ def _facts(frozen: dict[str, Any], name: str) -> Any:
 
 
 def pin_dataset(parameters: Parameters, role: str, field: str) -> dict[str, Any] | None:
-    """Place, content digest and DVC revision of a set; None where none was given.
+    """Place, content digest, DVC revision and remote of a set; None where none was given.
 
     Raises:
         ParameterError: it is the target set, which must be given.
@@ -121,10 +121,12 @@ def pin_dataset(parameters: Parameters, role: str, field: str) -> dict[str, Any]
         return None
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
-        raise DataError(f"start.{field}: folder {path} does not exist; give a folder in COCO layout")
-    from pipeline_tasks.data.versioning import dataset_digest, dvc_revision
+        raise DataError(f"start.{field}: folder {path} does not exist; give the folder of a dataset")
+    from pipeline_tasks.data.versioning import dataset_digest, dvc_remote, dvc_revision
 
-    return {"path": str(path), "digest": dataset_digest(path), "dvc_revision": dvc_revision(path)}
+    revision = dvc_revision(path)
+    remote = dvc_remote(path) if revision else None
+    return {"path": str(path), "digest": dataset_digest(path), "dvc_revision": revision, "dvc_remote": remote}
 
 
 def _champion(workspace: Workspace, parameters: Parameters) -> dict[str, Any] | None:

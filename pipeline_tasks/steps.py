@@ -60,7 +60,7 @@ STEPS: tuple[StepDefinition, ...] = (
     ),
     StepDefinition(
         "validate_data",
-        "Read the COCO folders, validate them with Great Expectations, quarantine bad rows.",
+        "Read the dataset folders, validate them with Great Expectations, quarantine bad rows.",
         outputs="Parquet tables per set, validation.json, quarantine, data docs",
         timeout_hours=6.0,
         contract_version=2,

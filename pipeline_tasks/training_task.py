@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
     from model.batch_source import BatchSource
     from model.checkpoint import CheckpointMetadata
-    from model.data.image_set import ImageSet, OpenImage
+    from model.data.image_set import ImageSet
     from model.data.loader import TrainingLoader
     from model.preprocessing import Preprocessing
     from model.training import TrainingConfig, TrainingResult
     from model.training_length import Length
     from model.training_step import ComputeLoss
     from model.yolo_nas import YoloNAS
+    from pipeline_tasks.images import FolderImages
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def prepare_torch(shared: StartParameters) -> torch.device:
     return torch.device(shared.device)
 
 
-def open_images(context: StepContext) -> OpenImage:
+def open_images(context: StepContext) -> FolderImages:
     """Reader of the run's images by the paths in the dataset tables."""
     from pipeline_tasks.images import make_open_image
 
@@ -232,6 +233,7 @@ def _loader(context: StepContext, task: TrainingTask) -> TrainingLoader:
         shared.seed,
         workers=shared.loader_workers,
         cache_megabytes=shared.cache_megabytes,
+        open_reduced=open_images(context).reduced if shared.reduced_decoding else None,
         class_balance=given.class_balance,
         multi_scale=given.multi_scale,
     )

@@ -1,12 +1,19 @@
-"""`nasline validate_data`: COCO folders become validated Parquet datasets."""
+"""`nasline validate_data`: folders in any known format become validated Parquet datasets."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.execution import StepContext
+
+if TYPE_CHECKING:
+    from pipeline_tasks.validation import ValidationLimits
+    from pipeline_tasks.validation_parameters import ValidateDataParameters
+
+log = logging.getLogger(__name__)
 
 
 def validate_data(context: StepContext) -> dict[str, Any]:
@@ -15,29 +22,35 @@ def validate_data(context: StepContext) -> dict[str, Any]:
     Raises:
         DataError: a set is unreadable, or more rows than the limits allow are bad.
     """
-    from pipeline_tasks.data.coco import read_coco_folder, read_unlabeled_folder
-    from pipeline_tasks.validation import ValidationLimits, validate
+    from pipeline_tasks.data.readers import open_reader
+    from pipeline_tasks.validation import validate
 
-    roots = context.dataset_roots()
+    roots, given = context.dataset_roots(), context.parameters.validate_data
     raw = {}
     for role, folder in roots.items():
+        reader = open_reader(folder, allow_links=given.allow_links)
+        log.info("%s: %s is read as %s: %s", role, folder, reader.recognised.format, reader.recognised.reason)
         raw[role] = (
-            read_unlabeled_folder(folder, role)
+            reader.read_unlabeled(role)
             if role == "unlabeled"
-            else read_coco_folder(folder, role, ("train", "val", "test") if role == "target" else ("train",))
+            else reader.read(role, ("train", "val", "test") if role == "target" else ("train",))
         )
-    given = context.parameters.validate_data
-    limits = ValidationLimits(
-        maximum_bad_images_fraction=given.maximum_bad_image_fraction,
-        maximum_bad_boxes_fraction=given.maximum_bad_box_fraction,
-        box_tolerance_pixels=given.box_tolerance_pixels,
-    )
     try:
-        result = validate(raw, roots, limits, context.output)
+        result = validate(raw, roots, limits_of(given), context.output)
     except DataError as error:
         raise DataError(f"{error}; the whole report is in {context.output}") from None
     _publish_missing_roles(context.output, roots)
     return result.summary()
+
+
+def limits_of(given: ValidateDataParameters) -> ValidationLimits:
+    """The section validate_data as limits of the validation."""
+    from pipeline_tasks.validation import ValidationLimits
+
+    values = given.model_dump(exclude={"allow_links"})
+    values["maximum_bad_images_fraction"] = values.pop("maximum_bad_image_fraction")
+    values["maximum_bad_boxes_fraction"] = values.pop("maximum_bad_box_fraction")
+    return ValidationLimits(**values)
 
 
 def _publish_missing_roles(output: Path, roots: dict[str, Path]) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline_tasks.champion import CERTAIN_SHARE
+from pipeline_tasks.gate_latency import speedup
 
 Content = Mapping[str, Any]
+PERCENTILES = ("min", "p50", "p90", "p99")
 
 
 def tags(verdict: Content, accuracy: Content, latency: Content) -> dict[str, str]:
@@ -28,7 +30,7 @@ def tags(verdict: Content, accuracy: Content, latency: Content) -> dict[str, str
         "nasline.latency_p50_ms": f"{int8['p50_ms']:.3f} on {int8['device']['device']}",
         "nasline.latency_p99_ms": f"{int8['p99_ms']:.3f}",
         **on_gpu,
-        "nasline.speedup": f"{plain['min_ms'] / int8['min_ms']:.2f}",
+        "nasline.speedup": f"{speedup(plain, int8):.2f}",
         "nasline.latency_noisy": str(int8["noisy"]).lower(),
     }
 
@@ -43,15 +45,21 @@ def description(verdict: Content, accuracy: Content, latency: Content) -> str:
         f"The gate {verdict['sentence']}.",
         _table(("rule", "measured", "limit", "unit", "how"), rules),
         _place(latency["int8"]),
-        _table(("engine", "mAP50-95", "precision", "min ms", "p50 ms", "p90 ms", "p99 ms", "CPU min ms"), engines),
+        _table(("engine", "mAP50-95", "precision", *_times(latency["int8"])), engines),
         _table(("around it", "p50 ms", "what"), around),
         *_champion(verdict),
     ]
     return "\n\n".join(parts)
 
 
+def _times(record: Content) -> dict[str, str]:
+    """Heading and field of the times that were measured."""
+    on_gpu = {} if record["gpu_p50_ms"] is None else {f"GPU {name} ms": f"gpu_{name}_ms" for name in PERCENTILES}
+    return {**{f"{name} ms": f"{name}_ms" for name in PERCENTILES}, "CPU min ms": "cpu_min_ms", **on_gpu}
+
+
 def _engine(name: str, accuracy: Content, record: Content) -> tuple[Any, ...]:
-    times = (record[f"{key}_ms"] for key in ("min", "p50", "p90", "p99", "cpu_min"))
+    times = (record[field] for field in _times(record).values())
     return (name, accuracy["map50_95"], record["precision"], *times)
 
 
@@ -62,8 +70,9 @@ def _place(record: Content) -> str:
     sentences = [
         f"Measured on {device['device']} by {record['runtime']} {record['runtime_version']}{threads}: batch "
         f"{record['batch']}, {record['input_size']} pixels, {record['repeats']} runs after "
-        f"{record['warmup_seconds']:g} s of warm-up, engines in turns; spread {record['spread']:.0%}"
-        f"{', noisy' if record['noisy'] else ''}.",
+        f"{record['warmup_seconds']:g} s of warm-up, engines in turns; spread {record['spread']:.0%} in the quietest "
+        f"of {record['repetitions']} attempts{', noisy' if record['noisy'] else ''}.",
+        _processor(device),
     ]
     if gpu:
         after = record["device_after"]["gpu"]
@@ -73,6 +82,14 @@ def _place(record: Content) -> str:
         ]
         sentences.append(f"Driver {gpu['driver']}; before: {states[0]}; after: {states[1]}.")
     return " ".join(sentences)
+
+
+def _processor(device: Content) -> str:
+    sets = ", ".join(device["instruction_sets"]) or "no vector instructions told"
+    return (
+        f"Processor: {device['cores']} cores ({sets}), {_value(device['clock_mhz'])} MHz, governor "
+        f"{_value(device['clock_governor'])}, load {device['load']:.1f}."
+    )
 
 
 def _champion(verdict: Content) -> list[str]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from typed_chain import finished, small_digits  # noqa: F401  # tests/chain and tests/dags share the run of a chain
+from typed_chain import finished, small_digits  # noqa: F401  # one run of the chain, and its pictures, for all tests
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -178,6 +178,16 @@ class ImageSet:
             annotation_id=columns.annotation_ids[rows].to_pylist(),
         )
 
+    def targets(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """``boxes_xyxy``, ``labels`` and ``weights`` of one image as ``boxes`` gives them, crowd regions left out."""
+        columns, row = self._columns, self._rows[index]
+        rows: Any = slice(int(columns.first_box[row]), int(columns.first_box[row + 1]))
+        if columns.is_crowd[rows].any():
+            rows = rows.start + np.flatnonzero(~columns.is_crowd[rows])
+        corners = columns.boxes_xywh[rows].copy()
+        corners[:, 2:] += corners[:, :2]
+        return corners.astype(np.float32), columns.labels[rows].astype(np.int64), columns.scores[rows]
+
     def all_boxes(self) -> BoxColumns:
         """The boxes of every image as flat arrays."""
         columns, counts = self._columns, self.box_counts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from model import processes
 from model.data.augmentation import AugmentationConfig, Sample, augment
 from model.data.image_set import ImageSet, OpenImage
+from model.data.pictures import OpenReduced, ReducedPictures
 from model.data.sampling import (
     EpochImages,
     batch_input_size,
@@ -32,6 +32,7 @@ from model.preprocessing import Letterbox, Preprocessing
 
 logger = logging.getLogger(__name__)
 
+PARTNERS_AMONG = 128  # images
 AUGMENTATION_STREAM = 1  # first word of each seed, beside those in sampling.py: no two generators share one
 
 
@@ -60,8 +61,13 @@ class TrainingLoader:
     partners in mosaics too. ``multi_scale`` gives each batch a random size S within the input size * (1 ± it)
     (0 is off), made by the one warp that every image goes through anyway; without mosaic S is the input size.
 
+    Partners in mosaics and mixups come from the last 128 images of the epoch's order (from the batch where it is
+    larger), which are kept: every picture is so decoded once an epoch, not once for each of a mosaic's parts.
+
     Workers are forked once and kept. ``cache_megabytes`` holds pictures in memory, decoded and shrunk to the
     input size, shared by all workers: on a machine with few cores decoding takes longer than augmenting.
+    ``open_reduced`` opens pictures that are far larger than the input at a fraction of their size, which takes less
+    time and gives slightly other pixels.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class TrainingLoader:
         cache_megabytes: int = 0,
         class_balance: float = 0.0,
         multi_scale: float = 0.0,
+        open_reduced: OpenReduced | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -92,7 +99,9 @@ class TrainingLoader:
             )
         sizes = input_sizes(preprocessing.input_size, multi_scale)
         largest = replace(preprocessing, input_size=sizes[-1])
-        pictures = _ReducedPictures(image_set, open_image, largest, cache_megabytes)
+        joins_images = augmentation.mosaic_probability or augmentation.mixup_probability
+        kept = PARTNERS_AMONG + batch_size if joins_images else 0
+        pictures = ReducedPictures(image_set, open_image, largest, cache_megabytes, kept, open_reduced)
         factors = repeat_factors(image_set, class_balance) if class_balance else np.ones(len(image_set))
         if processes.rank() == 0:
             _tell_of_sampling(sizes, factors)
@@ -168,7 +177,7 @@ class _Batches(Dataset["_Arrays | Exception"]):
 
     def __init__(
         self,
-        pictures: _ReducedPictures,
+        pictures: ReducedPictures,
         batch_size: int,
         augmentation: AugmentationConfig,
         seed: int,
@@ -199,16 +208,23 @@ class _Batches(Dataset["_Arrays | Exception"]):
 
     def make(self, key: Key) -> _Arrays:
         epoch, batch, mosaic_enabled = key
-        first = batch * self._batch_size
-        images = self._images(epoch)
-        places = images.order[first : first + self._batch_size][self._process :: self._processes]
+        images, first = self._images(epoch), batch * self._batch_size
+        own = range(first + self._process, min(first + self._batch_size, len(images.order)), self._processes)
         preprocessing = self._preprocessing
         if mosaic_enabled:
             size = batch_input_size(self._sizes, self._seed, epoch, batch)
             preprocessing = replace(preprocessing, input_size=size)
         config = self._augmentation if mosaic_enabled else self._closing
-        samples = [self._sample(int(place), images, epoch, preprocessing, config) for place in places]
-        return _collate(samples, self._pictures.image_set.image_ids[images.listed[places]])
+        around = self._partners(images, first)
+        samples = [self._sample(position, around, images, epoch, preprocessing, config) for position in own]
+        listed = images.listed[images.order[own.start : own.stop : own.step]]
+        return _collate(samples, self._pictures.image_set.image_ids[listed])
+
+    def _partners(self, images: EpochImages, first: int) -> range:
+        """Positions in the epoch's order, the batch that starts at ``first`` among them, to draw partners from."""
+        width = min(max(PARTNERS_AMONG, self._batch_size), len(images.order))
+        stop = max(first + self._batch_size, width)
+        return range(stop - width, stop)
 
     def _images(self, epoch: int) -> EpochImages:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -216,91 +232,24 @@ class _Batches(Dataset["_Arrays | Exception"]):
         return self._epoch[1]
 
     def _sample(
-        self, place: int, images: EpochImages, epoch: int, preprocessing: Preprocessing, config: AugmentationConfig
+        self,
+        position: int,
+        around: range,
+        images: EpochImages,
+        epoch: int,
+        preprocessing: Preprocessing,
+        config: AugmentationConfig,
     ) -> Sample:
-        """The image at a place of the epoch's list; its partners are drawn from the list too."""
+        """The image at a position of the epoch's order, with partners ``around`` it."""
+        places, own = images.order[around.start : around.stop], position - around.start
         return augment(
-            place,
-            len(images.listed),
-            lambda other: self._pictures.load(int(images.listed[other])),
+            own,
+            len(around),
+            lambda other: self._pictures.load(int(images.listed[places[other]]), renew=other == own),
             preprocessing,
             config,
-            np.random.default_rng([AUGMENTATION_STREAM, self._seed, epoch, place]),
+            np.random.default_rng([AUGMENTATION_STREAM, self._seed, epoch, int(places[own])]),
         )
-
-
-class _ReducedPictures:
-    """Pictures with their boxes, shrunk to what the network can see at scale 1; enlarging is left to the
-    warp.
-
-    The first images of the set stay in memory, as many as the budget allows. The memory is an anonymous
-    shared mapping: forked workers fill and read it together; two that fill the same place write the same
-    bytes.
-    """
-
-    def __init__(
-        self, image_set: ImageSet, open_image: OpenImage, preprocessing: Preprocessing, cache_megabytes: int
-    ) -> None:
-        self.image_set = image_set
-        self.preprocessing = preprocessing
-        self._open_image = open_image
-        sides = self._reduced_sizes()
-        ends = np.cumsum(sides.prod(axis=1, dtype=np.int64) * 3)
-        cached = int(np.searchsorted(ends, cache_megabytes * 2**20, side="right"))
-        self._sizes, self._starts = sides, np.concatenate([[0], ends[:cached]])
-        self._pixels = _shared_bytes(int(self._starts[-1]))
-        self._filled = _shared_bytes(cached)
-
-    def __len__(self) -> int:
-        return len(self.image_set)
-
-    def load(self, index: int) -> Sample:
-        picture = self._picture(index)
-        annotations = self.image_set.boxes(index)
-        targets = ~annotations.is_crowd
-        scale = min(1.0, self.preprocessing.letterbox(*self.image_set.size(index)).scale)
-        return Sample(
-            picture,
-            annotations.boxes_xyxy[targets] * np.float32(scale),
-            annotations.labels[targets],
-            annotations.weights[targets],
-        )
-
-    def _picture(self, index: int) -> NDArray[np.uint8]:
-        if index >= len(self._filled):
-            return self._read(index)
-        width, height = self._sizes[index]
-        place = self._pixels[self._starts[index] : self._starts[index + 1]].reshape(height, width, 3)
-        if not self._filled[index]:
-            place[:] = self._read(index)
-            self._filled[index] = 1
-        return place
-
-    def _read(self, index: int) -> NDArray[np.uint8]:
-        image = self._open_image(self.image_set.path(index))
-        width, height = self.image_set.size(index)
-        if image.shape != (height, width, 3):
-            raise ValueError(
-                f"image {self.image_set.path(index)} is {image.shape[1]}x{image.shape[0]} pixels, "
-                f"the dataset says {width}x{height}; validate the data again"
-            )
-        new_width, new_height = (int(side) for side in self._sizes[index])
-        if (new_width, new_height) == (width, height):
-            return image
-        return cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-
-    def _reduced_sizes(self) -> NDArray[np.int64]:
-        """(images, 2) width and height: as evaluation resizes, but never enlarged."""
-        sizes = self.image_set.sizes
-        inside = self.preprocessing.input_size - self.preprocessing.margin
-        scale = np.minimum(1.0, inside / sizes.max(axis=1, keepdims=True))
-        reduced: NDArray[np.int64] = np.maximum(1, np.rint(sizes * scale)).astype(np.int64)
-        return reduced
-
-
-def _shared_bytes(count: int) -> NDArray[np.uint8]:
-    """Zeros that stay shared with processes forked later; pages take memory only once written."""
-    return np.frombuffer(mmap.mmap(-1, max(1, count)), np.uint8, count)
 
 
 def _collate(samples: list[Sample], image_ids: NDArray[np.int64]) -> _Arrays:
@@ -312,8 +261,16 @@ def _collate(samples: list[Sample], image_ids: NDArray[np.int64]) -> _Arrays:
     boxes_xyxy[mask] = np.concatenate([sample.boxes_xyxy for sample in samples])
     labels[mask] = np.concatenate([sample.labels for sample in samples])
     weights[mask] = np.concatenate([sample.weights for sample in samples])
-    images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
-    return _Arrays(np.ascontiguousarray(images), boxes_xyxy, labels, weights, mask, image_ids)
+    return _Arrays(_planes([sample.image for sample in samples]), boxes_xyxy, labels, weights, mask, image_ids)
+
+
+def _planes(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures (S, S, 3) as (B, 3, S, S); OpenCV sorts bytes twenty times as fast as numpy."""
+    height, width, channels = images[0].shape
+    planes = np.empty((len(images), channels, height, width), np.uint8)
+    for image, own in zip(images, planes, strict=True):
+        cv2.split(image, list(own))
+    return planes
 
 
 def _to_batch(arrays: _Arrays) -> Batch:

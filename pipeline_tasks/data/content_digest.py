@@ -33,7 +33,14 @@ def folder_digest(folder: Path, files: Iterable[str], cache: Path | None = None)
     The digests of files are remembered by path, size, time of change and inode in the SQLite file `cache`, by
     default in the user's cache folder.
     """
-    names = sorted(files)
+    known = file_digests(folder, sorted(files), cache)
+    text = json.dumps([{"md5": digest, "relpath": name} for name, digest in known.items()], sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def file_digests(folder: Path, files: Iterable[str], cache: Path | None = None) -> dict[str, str]:
+    """MD5 of each of `files` (relative to `folder`, with "/"), in their order; remembered as `folder_digest` says."""
+    names = list(files)
     states = [_state(folder / name) for name in names]
     cache = cache or default_cache()
     known = _recall(cache, states)
@@ -42,9 +49,7 @@ def folder_digest(folder: Path, files: Iterable[str], cache: Path | None = None)
         fresh = dict(zip(missing, executor.map(_file_md5, missing, chunksize=32), strict=True))
     _remember(cache, fresh)
     known |= fresh
-    listing = [{"md5": known[state], "relpath": name} for state, name in zip(states, names, strict=True)]
-    text = json.dumps(listing, sort_keys=True)
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return {name: known[state] for state, name in zip(states, names, strict=True)}
 
 
 def default_cache() -> Path:

@@ -11,6 +11,8 @@ from model.data.tables import DatasetMetadata
 
 SPLITS = ("train", "val", "test")
 UNLABELED_SPLIT = "unlabeled"
+UNSPLIT = "unsplit"
+"""The split of images in a folder that knows none; such a set can be looked at, but not trained on."""
 
 RAW_IMAGES_SCHEMA = pa.schema(
     {
@@ -21,7 +23,7 @@ RAW_IMAGES_SCHEMA = pa.schema(
         "height": pa.int32(),
         "split": pa.string(),
         "licence": pa.string(),  # null: unknown
-        "source_record": pa.string(),  # file and JSON pointer: annotations/instances_val.json#/images/3
+        "source_record": pa.string(),  # FILE#/images/3 (JSON pointer) or FILE#line=7
         "fault": pa.string(),  # what is malformed in the record; null: nothing
     }
 )
@@ -47,11 +49,11 @@ RAW_BOXES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Problem:
-    """A record that the reader could not make sense of."""
+    """What a reader found in one place of a file: a record it could not make sense of, or a note on the file."""
 
     rule: str
     file: str
-    record: str
+    record: str  # JSON pointer or line=N; empty: the whole file
     detail: str
 
 
@@ -65,6 +67,8 @@ class RawDataset:
     required_splits: tuple[str, ...] = ()
     unlisted_files: tuple[str, ...] = field(default=(), repr=False)
     """Pictures in the image folder that no record names."""
+    notes: tuple[Problem, ...] = field(default=(), repr=False)
+    """What the reader noticed about files and class lists, by rule of `validation.file_rules`."""
 
     @property
     def labelled(self) -> bool:

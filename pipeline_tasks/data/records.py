@@ -12,7 +12,7 @@ from pipeline_tasks.data.json_records import type_name
 from pipeline_tasks.data.raw import RAW_BOXES_SCHEMA, RAW_IMAGES_SCHEMA
 
 ROWS_PER_BATCH = 65536
-_LARGEST_SIDE = 1_000_000
+LARGEST_SIDE = 1_000_000
 
 
 class TableBuilder:
@@ -28,6 +28,11 @@ class TableBuilder:
         self._rows.append(row)
         if len(self._rows) == ROWS_PER_BATCH:
             self._flush()
+
+    def append_batch(self, batch: pa.RecordBatch) -> None:
+        """Add many rows that are columns already."""
+        self._flush()
+        self._batches.append(batch)
 
     def finish(self) -> pa.Table:
         """The table of all rows."""
@@ -49,14 +54,14 @@ class ImageRecords:
 
     def __init__(self, file: str, split: str) -> None:
         self._builder = TableBuilder(RAW_IMAGES_SCHEMA)
-        self._file, self._split = file, split
+        self.file, self.split = file, split
 
     def add(self, position: int, record: Any) -> None:
         """Add the record at `position` of the file's list of images."""
-        source = f"{self._file}#/images/{position}"
+        source = f"{self.file}#/images/{position}"
         if not isinstance(record, dict):
             no_record = f"is {type_name(record)}, not an object"
-            self._builder.append((position, None, None, None, None, self._split, None, source, no_record))
+            self._builder.append((position, None, None, None, None, self.split, None, source, no_record))
             return
         faults: list[str] = []
         identifier = _identifier(record, "id", faults)
@@ -65,7 +70,11 @@ class ImageRecords:
         licence = record.get("license")
         licence = None if licence is None else str(licence)
         fault = "; ".join(faults) or None
-        self._builder.append((position, identifier, name, width, height, self._split, licence, source, fault))
+        self._builder.append((position, identifier, name, width, height, self.split, licence, source, fault))
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Add rows that were decoded elsewhere (`record_parts`)."""
+        self._builder.append_batch(batch)
 
     def table(self) -> pa.Table:
         """The rows so far."""
@@ -80,25 +89,31 @@ class AnnotationRecords:
 
     def __init__(self, file: str, split: str) -> None:
         self._builder = TableBuilder(RAW_BOXES_SCHEMA)
-        self._file, self._split = file, split
+        self.file, self.split = file, split
+        self.empty_segmentations = 0
 
     def add(self, position: int, record: Any) -> None:
         """Add the record at `position` of the file's list of annotations."""
-        source = f"{self._file}#/annotations/{position}"
+        source = f"{self.file}#/annotations/{position}"
         if not isinstance(record, dict):
             no_record = f"is {type_name(record)}, not an object"
-            self._builder.append((None,) * 11 + (self._split, source, no_record))
+            self._builder.append((None,) * 11 + (self.split, source, no_record))
             return
         faults: list[str] = []
         image, category = _identifier(record, "image_id", faults), _identifier(record, "category_id", faults)
         x, y, w, h = _bbox(record, faults)
         area = _area(record, faults)
         crowd = _crowd(record, faults)
+        self.empty_segmentations += record.get("segmentation") == []
         identifier = _identifier(record, "id", faults)
         fault = "; ".join(faults) or None
         self._builder.append(
-            (None, image, None, category, x, y, w, h, area, crowd, identifier, self._split, source, fault)
+            (None, image, None, category, x, y, w, h, area, crowd, identifier, self.split, source, fault)
         )
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Add rows that were decoded elsewhere (`record_parts`)."""
+        self._builder.append_batch(batch)
 
     def table(self) -> pa.Table:
         """The rows so far."""
@@ -132,12 +147,12 @@ def _side(record: dict[str, Any], key: str, faults: list[str]) -> int | None:
     value = record.get(key)
     if type(value) is float and value.is_integer():
         value = int(value)
-    if type(value) is int and 0 < value <= _LARGEST_SIDE:
+    if type(value) is int and 0 < value <= LARGEST_SIDE:
         return value
     if value is None:
         faults.append(f"has no {key}")
     else:
-        faults.append(f"{key} {value!r:.40} is not a whole number from 1 to {_LARGEST_SIDE}")
+        faults.append(f"{key} {value!r:.40} is not a whole number from 1 to {LARGEST_SIDE}")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from pipeline_tasks.data.content_digest import files_below, folder_digest
+from pipeline_tasks.data.readers import Recognised, open_reader
 from pipeline_tasks.errors import ConfigurationError, DataError, TemporaryError, UsageError
 
 
@@ -23,6 +25,8 @@ class AddedDataset:
     """A dataset folder that DVC now tracks."""
 
     path: Path
+    format: str
+    reason: str  # why it was taken for that format
     digest: str  # what MLflow shows: MD5 of DVC's listing and ".dir"
     files: int
     size_bytes: int
@@ -32,16 +36,21 @@ class AddedDataset:
     def __str__(self) -> str:
         commands = "\n".join(f"  {command}" for command in self.next_commands)
         megabytes = self.size_bytes / 1e6
-        return f"{self.path}: {self.files} files, {megabytes:.1f} MB, digest {self.digest}\nNext:\n{commands}"
+        return (
+            f"format {self.format}: {self.reason}\n"
+            f"{self.path}: {self.files} files, {megabytes:.1f} MB, digest {self.digest}\nNext:\n{commands}"
+        )
 
 
-def add(path: Path, to: Path | None = None) -> AddedDataset:
+def add(path: Path, to: Path | None = None, given_format: str | None = None, allow_links: bool = False) -> AddedDataset:
     """Track a dataset folder with DVC; with `to`, copy it there first (a folder inside the DVC project).
 
-    Prints digest, size and the commands that come next. Raises `DataError` for a folder that is no dataset or that
-    DVC refuses, `UsageError` outside a DVC project.
+    `allow_links`: follow links that lead out of the folder; a copy then holds what they point to.
+
+    Prints what the folder was recognised as and why, digest, size and the commands that come next. Raises `DataError`
+    for a folder that is no dataset or that DVC refuses, `UsageError` outside a DVC project.
     """
-    _check_dataset(path)
+    recognised = _recognise(path, given_format, allow_links)
     folder = path if to is None else _copy(path, to)
     _check_no_links(folder)
     project = project_root(folder)
@@ -50,19 +59,22 @@ def add(path: Path, to: Path | None = None) -> AddedDataset:
             f"{path} lies outside of a DVC project; copy it in with `nasline data add {shlex.quote(str(path))} "
             f"--to data/{folder.resolve().name}`, or run `git init` and `dvc init` in a folder above it"
         )
-    with _dvc_errors(folder):
+    with _marked(folder), dvc_errors(folder):
         from dvc.repo import Repo
 
         with Repo(str(project)) as repo:
+            _check_seen_by_dvc(repo, folder)
             repo.scm_context.quiet = True  # its hint is printed by the command, with the digest
             (stage,) = repo.add([str(folder.resolve())])
     tracked = stage.outs[0]
     added = AddedDataset(
         path=folder,
+        format=recognised.format,
+        reason=recognised.reason,
         digest=tracked.hash_info.value,
         files=tracked.meta.nfiles,
         size_bytes=tracked.meta.size,
-        dvc_file=_pointer(folder),
+        dvc_file=pointer_of(folder),
         next_commands=_next_commands(folder),
     )
     print(added)
@@ -75,7 +87,7 @@ def dataset_digest(path: Path, cache: Path | None = None) -> str:
     `cache` is the file that remembers digests (`content_digest`). Raises `DataError` when the folder is missing.
     """
     if not path.is_dir():
-        remedy = f"run `dvc pull {_pointer(path)}`" if _pointer(path).is_file() else "give the folder of a dataset"
+        remedy = f"run `dvc pull {pointer_of(path)}`" if pointer_of(path).is_file() else "give the folder of a dataset"
         raise DataError(f"{path} is not a folder; {remedy}")
     return folder_digest(path, _versioned_files(path), cache)
 
@@ -85,16 +97,36 @@ def dvc_revision(path: Path, cache: Path | None = None) -> str | None:
 
     "+dirty" follows when the folder's content or its .dvc file differs from that commit.
     """
-    tracked = next((folder for folder in (path, *path.resolve().parents) if _pointer(folder).is_file()), None)
+    tracked = next((folder for folder in (path, *path.resolve().parents) if pointer_of(folder).is_file()), None)
     if tracked is None or project_root(tracked) is None:
         return None
-    pointer = _pointer(tracked)
-    commit = _git(pointer.parent, "rev-parse", "--verify", "HEAD")
+    pointer = pointer_of(tracked)
+    commit = git_output(pointer.parent, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None
-    pointer_changed = _git(pointer.parent, "status", "--porcelain", "--", pointer.name) != ""
+    pointer_changed = git_output(pointer.parent, "status", "--porcelain", "--", pointer.name) != ""
     recorded = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0].get("md5")
     return commit if not pointer_changed and recorded == dataset_digest(tracked, cache) else f"{commit}+dirty"
+
+
+def dvc_remote(path: Path) -> str | None:
+    """Name and address of the remote that a set is pushed to by default, without a user's name or password.
+
+    None where DVC tracks nothing, or no remote is set.
+    """
+    project = project_root(path)
+    if project is None:
+        return None
+    with dvc_errors(path):
+        from dvc.config import Config
+
+        config = Config(str(project / ".dvc"))
+        name = config["core"].get("remote")
+        address = config["remote"].get(name, {}).get("url")
+    if address is None:
+        return None
+    scheme, separator, rest = str(address).rpartition("://")
+    return f"{name} {scheme}{separator}{rest.rsplit('@', 1)[-1] if separator else rest}"
 
 
 def project_root(path: Path) -> Path | None:
@@ -102,17 +134,47 @@ def project_root(path: Path) -> Path | None:
     return next((folder for folder in path.resolve().parents if (folder / ".dvc").is_dir()), None)
 
 
-def _pointer(folder: Path) -> Path:
+def pointer_of(folder: Path) -> Path:
     """The .dvc file that tracks a folder."""
     resolved = folder.resolve()
     return resolved.parent / (resolved.name + ".dvc")
 
 
-def _check_dataset(path: Path) -> None:
+def _recognise(path: Path, given_format: str | None, allow_links: bool) -> Recognised:
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder; give the folder of a dataset, with images/ and annotations/")
-    if not (path / "images").is_dir():
-        raise DataError(f"{path} has no folder images/; a dataset needs images/ and, where labelled, annotations/")
+        raise DataError(f"{path} is not a folder; give the folder of a dataset")
+    reader = open_reader(path, given_format, allow_links)
+    if not reader.listing.pictures:
+        raise DataError(f"{path} holds no pictures; a dataset needs them beside its annotations")
+    return reader.recognised
+
+
+def _check_seen_by_dvc(repo: Any, folder: Path) -> None:
+    """DVC skips folders that Git ignores, and takes `/data/*` for the folder data itself, unlike Git.
+
+    A set there would be added, but neither pushed nor fetched, without a word.
+    """
+    above = [parent for parent in folder.resolve().parents if Path(repo.root_dir) in parent.parents]
+    for parent in above:
+        if repo.scm.is_ignored(f"{parent}{os.sep}"):
+            raise DataError(
+                f"{parent} is ignored by Git as DVC reads .gitignore, so `dvc push` would leave {folder.name} out; "
+                "remove the pattern (DVC adds one for each set that it tracks)"
+            )
+
+
+@contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Leave a note while DVC adds a folder: what is killed then is half-added, which `nasline data gc` finds."""
+    marker = adding_marker(folder)
+    marker.touch()
+    yield
+    marker.unlink(missing_ok=True)
+
+
+def adding_marker(folder: Path) -> Path:
+    """The file that stands beside a folder while DVC adds it."""
+    return folder.with_name(f".{folder.name}.adding")
 
 
 def _check_no_links(folder: Path) -> None:
@@ -133,17 +195,35 @@ def _copy(source: Path, target: Path) -> Path:
         if dataset_digest(source) == dataset_digest(target):
             return target
         raise DataError(f"{target} exists with other content than {source}; remove it or choose another name for --to")
-    beside = target.with_name(f".{target.name}.incoming")
-    shutil.rmtree(beside, ignore_errors=True)
-    for name in files_below(source):
-        (beside / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, beside / name)
-    beside.rename(target)
+    with written_aside(target) as beside:
+        for name in files_below(source):
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, beside / name)
     return target
 
 
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that gets its name when the block has ended well, in one rename.
+
+    A killed command leaves `.NAME.incoming`, which the next attempt empties and `nasline data gc` finds. Raises
+    `UsageError` when `target` exists.
+    """
+    if target.exists():
+        raise UsageError(f"{target} exists; choose a folder that does not")
+    beside = target.with_name(f".{target.name}.incoming")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    beside.rename(target)
+
+
 def _next_commands(folder: Path) -> tuple[str, ...]:
-    pointer = _pointer(folder)
+    pointer = pointer_of(folder)
     changed = [pointer, *(file for file in [pointer.with_name(".gitignore")] if file.is_file())]
     files = [os.path.relpath(file) for file in changed]
     return (
@@ -158,7 +238,7 @@ def _versioned_files(folder: Path) -> list[str]:
     project = project_root(folder)
     if project is None or not _has_ignore_patterns(project, folder.resolve()):
         return files_below(folder)
-    with _dvc_errors(folder):
+    with dvc_errors(folder):
         from dvc.fs import localfs
         from dvc.repo import Repo
 
@@ -175,26 +255,31 @@ def _has_ignore_patterns(project: Path, folder: Path) -> bool:
 
 
 @contextmanager
-def _dvc_errors(folder: Path) -> Iterator[None]:
-    """DVC's errors in the words and with the exit codes of the pipeline."""
+def dvc_errors(folder: Path) -> Iterator[None]:
+    """DVC's errors in the words and with the exit codes of the pipeline; what DVC would log is in them."""
     try:
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
     except ImportError as error:
         raise ConfigurationError(f"DVC is not installed ({error}); install nasline[pipeline]") from error
+    log = logging.getLogger("dvc")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except LockError as error:
         raise TemporaryError(f"another DVC command holds the project of {folder}; try again when it is done") from error
     except DvcException as error:
         raise DataError(f"DVC cannot work with {folder}: {_first_line(error)}") from error
+    finally:
+        log.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].strip().rstrip(".")
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git_output(folder: Path, *arguments: str) -> str | None:
     """Output of a Git command, None where Git or its repository is missing."""
     command: list[Any] = ["git", "-C", folder, *arguments]
     try:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pipeline_tasks.errors import TemporaryError
+from pipeline_tasks.errors import TemporaryError, UnavailableError
 from pipeline_tasks.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+Answer = TypeVar("Answer")
 
 
 def tracking_uri(workspace: Workspace) -> str:
@@ -50,3 +53,32 @@ def server_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, RequestException, SQLAlchemyError, OSError, TemporaryError)
+
+
+def ask(question: Callable[[], Answer], workspace: Workspace) -> Answer | None:
+    """The answer of the registry or the tracking store, None when it knows no such thing.
+
+    Raises:
+        UnavailableError: it does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    unknown = {ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)}
+    try:
+        return question()
+    except MlflowException as error:
+        if error.error_code in unknown:
+            return None
+        raise away(workspace, error) from None
+    except server_errors() as error:
+        raise away(workspace, error) from None
+
+
+def away(workspace: Workspace, error: Exception) -> UnavailableError:
+    """The error of a registry that does not answer."""
+    text = " ".join(str(error).split())[:200]
+    place = tracking_uri(workspace)
+    return UnavailableError(
+        f"the model registry at {place} does not answer ({text}); start it or set MLFLOW_TRACKING_URI"
+    )

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.errors import UnavailableError
+from pipeline_tasks.tracking import run_page
 from pipeline_tasks.tracking.client import connect, server_errors, tracking_uri
+from pipeline_tasks.tracking.metric_lines import log_epochs, log_samples, metric_name
 from pipeline_tasks.workspace import Workspace, file_lock, write_json
 
 if TYPE_CHECKING:
@@ -26,8 +28,11 @@ log = logging.getLogger(__name__)
 
 RUN_TAG = "nasline.run"
 STEP_TAG = "nasline.step"
-METRICS_PER_CALL = 900
-"""Below MLflow's limit of 1000 metrics in one batch."""
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+"""MLflow shows it as the description of a run."""
+RUN_FILE = "run.json"
+"""Artifact of the parent run with which the run can be repeated where its workspace is gone."""
 
 
 @dataclass
@@ -37,6 +42,7 @@ class StepRecord:
     reference: str
     parameters: dict[str, Any] = field(default_factory=dict)
     metrics_file: Path | None = None
+    system_file: Path | None = None
     artifacts: Path | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     status: str = "RUNNING"
@@ -75,7 +81,7 @@ class Tracker:
                 state["run_id"] = _find_or_create_child(client, parent, self._run, self.record)
             _log_step(client, parent, state, self.record)
             _log_outcome(client, parent, state, self.record)
-            return _address(self._workspace, parent["experiment_id"], state["run_id"])
+            return address(self._workspace, parent["experiment_id"], state["run_id"])
 
     @property
     def run_id(self) -> str | None:
@@ -94,6 +100,7 @@ class Tracker:
                 "reference": record.reference,
                 "parameters": record.parameters,
                 "metrics_file": _relative(record.metrics_file, self._workspace),
+                "system_file": _relative(record.system_file, self._workspace),
                 "artifacts": _relative(record.artifacts, self._workspace),
                 "summary": record.summary,
                 "status": record.status,
@@ -120,8 +127,8 @@ def deliver_run(workspace: Workspace, run: str) -> int:
     for path in pending:
         content = json.loads(path.read_text(encoding="utf-8"))
         tracker = Tracker(workspace, run, content["reference"])
-        for name in ("metrics_file", "artifacts"):
-            content[name] = workspace.root / content[name] if content[name] else None
+        for name in ("metrics_file", "system_file", "artifacts"):
+            content[name] = workspace.root / content[name] if content.get(name) else None
         tracker.record = StepRecord(**content)
         if tracker.deliver() is None:
             raise UnavailableError(f"tracking server at {tracking_uri(workspace)} is away; try again later")
@@ -133,11 +140,13 @@ def _log_step(client: MlflowClient, parent: dict[str, Any], state: dict[str, Any
     if not state.get("parameters_logged"):
         _log_parameters(client, run_id, record.parameters)
         state["parameters_logged"] = True
-    _log_metric_lines(client, run_id, state, record, parent["started_ms"])
+    log_epochs(client, parent, state, record.reference, record.metrics_file)
+    log_samples(client, state, record.system_file)
     _log_summary(client, parent, state, record)
     _log_artifacts(client, run_id, state, record)
+    _log_verdict(client, parent, state, record)
     if record.note and state.get("note") != record.note:
-        client.set_tag(run_id, "mlflow.note.content", record.note)
+        client.set_tag(run_id, NOTE_TAG, record.note)
         state["note"] = record.note
     if record.reused_from and not state.get("reused_from"):
         client.set_tag(run_id, "nasline.reused_from_run", record.reused_from)
@@ -166,32 +175,6 @@ def _log_parameters(client: MlflowClient, run_id: str, parameters: dict[str, Any
         client.log_batch(run_id, params=entries[start : start + 100])
 
 
-def _log_metric_lines(
-    client: MlflowClient, run_id: str, state: dict[str, Any], record: StepRecord, started_ms: int
-) -> None:
-    """Send the epochs that are new in metrics.jsonl, in few calls."""
-    if record.metrics_file is None or not record.metrics_file.exists():
-        return
-    lines = record.metrics_file.read_text(encoding="utf-8").splitlines()
-    seen = int(state.get("metric_lines", 0))
-    metrics = [metric for line in lines[seen:] for metric in _line_metrics(json.loads(line), started_ms)]
-    for start in range(0, len(metrics), METRICS_PER_CALL):
-        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
-    state["metric_lines"] = max(seen, len(lines))
-
-
-def _line_metrics(line: dict[str, Any], started_ms: int) -> list[Any]:
-    """The timestamp is made from the epoch: sending a line twice then stores it once (MLflow drops equal points)."""
-    from mlflow.entities import Metric
-
-    epoch = int(line["epoch"])
-    return [
-        Metric(_metric_name(name), float(value), started_ms + epoch * 1000, epoch)
-        for name, value in line.items()
-        if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-
-
 def _log_summary(client: MlflowClient, parent: dict[str, Any], state: dict[str, Any], record: StepRecord) -> None:
     """Final numbers go to the child, and under the step's name to the parent, where runs are compared."""
     from mlflow.entities import Metric
@@ -201,9 +184,9 @@ def _log_summary(client: MlflowClient, parent: dict[str, Any], state: dict[str, 
         return
     step = record.reference.replace("/", "_")
     stamp = int(parent["started_ms"])
-    child = [Metric(_metric_name(f"final/{name}"), value, stamp, 0) for name, value in numbers.items()]
+    child = [Metric(metric_name(f"final/{name}"), value, stamp, 0) for name, value in numbers.items()]
     client.log_batch(state["run_id"], metrics=child)
-    upward = [Metric(_metric_name(f"{step}/{name}"), value, stamp, 0) for name, value in numbers.items()]
+    upward = [Metric(metric_name(f"{step}/{name}"), value, stamp, 0) for name, value in numbers.items()]
     client.log_batch(parent["run_id"], metrics=upward)
     state["summary"] = numbers
 
@@ -217,6 +200,20 @@ def _log_artifacts(client: MlflowClient, run_id: str, state: dict[str, Any], rec
         if name not in delivered and _is_report(path):
             client.log_artifact(run_id, str(path), _artifact_folder(name))
             delivered.append(name)
+
+
+def _log_verdict(client: MlflowClient, parent: dict[str, Any], state: dict[str, Any], record: StepRecord) -> None:
+    """The pipeline run's page and its column `nasline.gate`, once the gate has published its verdict."""
+    if record.reference != "gate" or record.artifacts is None or state.get("verdict_told"):
+        return
+    try:
+        page = run_page.with_verdict(parent["page"], record.artifacts, state["run_id"], state["artifacts"])
+    except (KeyError, FileNotFoundError) as error:  # files of an older release; the step must not end for a page
+        log.warning("the run's page in MLflow stays without the verdict's table: %s has no %s", record.artifacts, error)
+        return
+    for tag, value in {**run_page.gate_tag(record.artifacts), NOTE_TAG: page}.items():
+        client.set_tag(parent["run_id"], tag, value)
+    state["verdict_told"] = True
 
 
 def _is_report(path: Path) -> bool:
@@ -242,23 +239,26 @@ def _parent_run(client: MlflowClient, workspace: Workspace, run: str) -> dict[st
     with _delivery_state(workspace.run_directory(run) / "tracking" / "parent-run.json") as state:
         frozen = workspace.read_run(run)
         if "run_id" not in state:
-            experiment_id = _experiment(client, frozen["parameters"]["start"]["experiment"])
+            experiment_id = find_or_create_experiment(client, frozen["parameters"]["start"]["experiment"])
             found = _search(client, experiment_id, f"tags.`{RUN_TAG}` = '{run}' and tags.`{STEP_TAG}` = 'pipeline'")
             state.update(experiment_id=experiment_id, started_ms=frozen["created_ms"])
             state["run_id"] = found or _create_parent(client, experiment_id, run, frozen)
         if not state.get("described"):
             _log_parameters(client, state["run_id"], frozen["parameters"])
             _log_datasets(client, state["run_id"], frozen)
+            client.log_dict(state["run_id"], {**frozen, "steps": {}}, RUN_FILE)
             state["described"] = True
-        return dict(state)
+        return {**state, "page": run_page.description(frozen)}
 
 
 def _create_parent(client: MlflowClient, experiment_id: str, run: str, frozen: dict[str, Any]) -> str:
     tags = {RUN_TAG: run, STEP_TAG: "pipeline", "nasline.code_version": frozen["code_version"]}
+    tags |= {**run_page.tags(frozen), NOTE_TAG: run_page.description(frozen)}
     for role, dataset in frozen["datasets"].items():
         if dataset:
             tags[f"nasline.dataset.{role}"] = dataset["digest"]
             tags[f"dvc.revision.{role}"] = dataset["dvc_revision"] or "not versioned"
+            tags[f"dvc.remote.{role}"] = dataset.get("dvc_remote") or "none"
     if frozen.get("champion"):
         tags["nasline.champion"] = f"{frozen['champion']['name']} v{frozen['champion']['version']}"
     return str(client.create_run(experiment_id, start_time=frozen["created_ms"], run_name=run, tags=tags).info.run_id)
@@ -279,6 +279,7 @@ def _log_datasets(client: MlflowClient, run_id: str, frozen: dict[str, Any]) -> 
             tags = [
                 InputTag("mlflow.data.context", role),
                 InputTag("dvc.revision", dataset["dvc_revision"] or "not versioned"),
+                InputTag("dvc.remote", dataset.get("dvc_remote") or "none"),
             ]
             inputs.append(DatasetInput(entity, tags))
     client.log_inputs(run_id, datasets=inputs)
@@ -287,7 +288,7 @@ def _log_datasets(client: MlflowClient, run_id: str, frozen: dict[str, Any]) -> 
 def _find_or_create_child(client: MlflowClient, parent: dict[str, Any], run: str, record: StepRecord) -> str:
     query = f"tags.`{RUN_TAG}` = '{run}' and tags.`{STEP_TAG}` = '{record.reference}'"
     found = _search(client, parent["experiment_id"], query)
-    tags = {RUN_TAG: run, STEP_TAG: record.reference, "mlflow.parentRunId": parent["run_id"]}
+    tags = {RUN_TAG: run, STEP_TAG: record.reference, PARENT_TAG: parent["run_id"]}
     return found or str(client.create_run(parent["experiment_id"], run_name=record.reference, tags=tags).info.run_id)
 
 
@@ -296,7 +297,7 @@ def _search(client: MlflowClient, experiment_id: str, query: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def find_or_create_experiment(client: MlflowClient, name: str) -> str:
     """The experiment's id; two steps may want to create it at the same moment."""
     from mlflow.exceptions import MlflowException
 
@@ -321,7 +322,7 @@ def _artifact_location() -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
 
 
-def _address(workspace: Workspace, experiment_id: str, run_id: str) -> str:
+def address(workspace: Workspace, experiment_id: str, run_id: str) -> str:
     """Where a browser finds the run: the server, or the UI that `make up` starts on this machine."""
     uri = tracking_uri(workspace)
     base = os.environ.get("NASLINE_MLFLOW_UI") or (uri if uri.startswith("http") else "http://127.0.0.1:5000")
@@ -348,11 +349,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _metric_name(name: str) -> str:
-    """MLflow accepts letters, digits, and _-. /:"""
-    return "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in name)
 
 
 def _relative(path: Path | None, workspace: Workspace) -> str | None:

@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline_tasks.validation.plain_text import plain_text
+
 LISTED_ENTRIES = 200
 LISTED_CLASSES = 400
 
@@ -44,28 +46,32 @@ nav ol, nav ul { padding-left: 0; list-style: none; } nav li { display: inline-b
 """.strip()
 
 
-def finish(docs: Path, content: dict[str, Any], quarantine: Sequence[dict[str, Any]]) -> None:
+Entries = Sequence[dict[str, Any]]
+
+
+def finish(docs: Path, content: dict[str, Any], quarantine: Entries, warnings: Entries) -> None:
     """Make Great Expectations' pages below `docs` self-contained and write `docs`/index.html in their place.
 
-    `content` is that of validation.json, `quarantine` the first entries of the quarantine list.
+    `content` is that of validation.json, `quarantine` and `warnings` are the first entries of these lists.
     """
     shutil.rmtree(docs / "static", ignore_errors=True)
     for page in docs.rglob("*.html"):
         text = _NEWSLETTER.sub("", _FOREIGN.sub("", page.read_text(encoding="utf-8")))
         page.write_text(text.replace("</head>", f"<style>{STYLE}</style></head>", 1), encoding="utf-8")
     pages = {page.parents[2].name: page.relative_to(docs).as_posix() for page in docs.glob("validations/*/*/*/*.html")}
-    (docs / "index.html").write_text(_first_page(content, pages, quarantine), encoding="utf-8")
+    (docs / "index.html").write_text(_first_page(content, pages, quarantine, warnings), encoding="utf-8")
 
 
-def _first_page(content: dict[str, Any], pages: dict[str, str], quarantine: Sequence[dict[str, Any]]) -> str:
+def _first_page(content: dict[str, Any], pages: dict[str, str], quarantine: Entries, warnings: Entries) -> str:
     verdict = "passed" if content["passed"] else "failed"
     body = [
         "<h1>Data validation</h1>",
         f'<p class="verdict {verdict}">{"Passed" if content["passed"] else "Refused: nothing was published"}</p>',
-        *(f'<p class="failed">{escape(sentence)}</p>' for sentence in content["violations"]),
+        *(f'<p class="failed">{_shown(sentence)}</p>' for sentence in content["violations"]),
         *(_set_section(role, described) for role, described in content["sets"].items()),
         _suite_section(content["great_expectations"], pages),
         _quarantine_section(content["sets"], quarantine),
+        _warning_section(content["sets"], warnings),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Data validation</title>'
@@ -98,8 +104,8 @@ def _set_section(role: str, described: dict[str, Any]) -> str:
         f"pictures that no record names: {described['pictures_without_record']}",
     ]
     return (
-        f"<h2>{escape(role)}</h2><p class=note>{escape(described['source'])}</p>{counts}"
-        f"{_balance(described['class_balance'])}{images}<p class=note>{escape('; '.join(facts))}</p>"
+        f"<h2>{_shown(role)}</h2><p class=note>{_shown(described['source'])}</p>{counts}"
+        f"{_balance(described['class_balance'])}{images}<p class=note>{_shown('; '.join(facts))}</p>"
     )
 
 
@@ -110,7 +116,7 @@ def _balance(balance: dict[str, Any]) -> str:
     largest = max(max(totals.values()), 1)
     names = list(balance["imbalance_ratio"])
     rows = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(_number(splits[s]) for s in names)}"
+        f"<tr><td>{_shown(name)}</td>{''.join(_number(splits[s]) for s in names)}"
         f'<td style="width:40%"><div class=bar style="width:{100 * totals[name] / largest:.1f}%"></div></td></tr>'
         for name, splits in list(balance["boxes"].items())[:LISTED_CLASSES]
     )
@@ -119,10 +125,10 @@ def _balance(balance: dict[str, Any]) -> str:
     )
     empty = "; ".join(f"{split}: {', '.join(c)}" for split, c in balance["classes_without_boxes"].items() if c)
     return (
-        f"<div class=scroll><table><tr><th>class</th>{''.join(f'<th class=number>{escape(s)}</th>' for s in names)}"
+        f"<div class=scroll><table><tr><th>class</th>{''.join(f'<th class=number>{_shown(s)}</th>' for s in names)}"
         f"<th>boxes in all splits</th></tr>{rows}</table></div>"
-        f"<p class=note>most frequent over least frequent class: {escape(ratios)}"
-        f"{'; classes without boxes: ' + escape(empty) if empty else ''}</p>"
+        f"<p class=note>most frequent over least frequent class: {_shown(ratios)}"
+        f"{'; classes without boxes: ' + _shown(empty) if empty else ''}</p>"
     )
 
 
@@ -130,38 +136,54 @@ def _suite_section(great_expectations: dict[str, Any], pages: dict[str, str]) ->
     rows = []
     for name, result in great_expectations["suites"].items():
         label = "passed" if result["success"] else "failed"
-        link = f'<a href="{escape(pages[name])}">{escape(name)}</a>' if name in pages else escape(name)
+        link = f'<a href="{_shown(pages[name])}">{_shown(name)}</a>' if name in pages else _shown(name)
         statistics = result["statistics"]
         broken = ", ".join(f"{rule} {count}" for rule, count in result["unexpected_rows"].items() if count) or "none"
         rows.append(
             f"<tr><td>{link}</td><td class={label}>{label}</td>{_number(statistics['successful_expectations'])}"
-            f"{_number(statistics['evaluated_expectations'])}<td>{escape(broken)}</td></tr>"
+            f"{_number(statistics['evaluated_expectations'])}<td>{_shown(broken)}</td></tr>"
         )
     return (
-        f"<h2>Great Expectations {escape(great_expectations['version'])}</h2><table><tr><th>suite</th><th>result</th>"
+        f"<h2>Great Expectations {_shown(great_expectations['version'])}</h2><table><tr><th>suite</th><th>result</th>"
         "<th class=number>fulfilled</th><th class=number>expectations</th><th>rows that break a rule</th></tr>"
         f"{''.join(rows)}</table>"
     )
 
 
-def _quarantine_section(sets: dict[str, dict[str, Any]], quarantine: Sequence[dict[str, Any]]) -> str:
+def _quarantine_section(sets: dict[str, dict[str, Any]], quarantine: Entries) -> str:
     total = sum(one["quarantined_images"] + one["quarantined_boxes"] for one in sets.values())
     if not quarantine:
         return "<h2>Quarantine</h2><p>No image and no box was taken out.</p>"
-    columns = ("role", "split", "file", "rule", "detail", "record", "remedy")
-    table = _table(columns, [tuple(entry[column] for column in columns) for entry in quarantine])
+    table = _entry_table(quarantine)
     return (
         f"<h2>Quarantine</h2><p>{total} images and boxes were taken out; the first {len(quarantine)} entries, all are "
         f'in <a href="../quarantine.csv">quarantine.csv</a>.</p>{table}'
     )
 
 
+def _warning_section(sets: dict[str, dict[str, Any]], warnings: Entries) -> str:
+    """What was published although it is odd: the counts by rule, then the first rows."""
+    if not warnings:
+        return "<h2>Warnings</h2><p>Nothing odd was found.</p>"
+    counts = [(role, rule, count) for role, one in sets.items() for rule, count in one["warnings"].items()]
+    return (
+        f"<h2>Warnings</h2><p>These rows were published.</p>{_table(('role', 'rule', 'warnings'), counts)}"
+        f'<p>The first {len(warnings)}; more are in <a href="../warnings.csv">warnings.csv</a>.</p>'
+        f"{_entry_table(warnings)}"
+    )
+
+
+def _entry_table(entries: Entries) -> str:
+    columns = ("role", "split", "file", "rule", "detail", "record", "remedy")
+    return _table(columns, [tuple(entry[column] for column in columns) for entry in entries])
+
+
 def _table(columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> str:
     rows = list(rows)
     numeric = {i for i, value in enumerate(rows[0]) if isinstance(value, int)} if rows else set()
-    head = "".join(f"<th{' class=number' if i in numeric else ''}>{escape(c)}</th>" for i, c in enumerate(columns))
+    head = "".join(f"<th{' class=number' if i in numeric else ''}>{_shown(c)}</th>" for i, c in enumerate(columns))
     body = "".join(
-        "<tr>" + "".join(_number(v) if isinstance(v, int) else f"<td>{escape(str(v))}</td>" for v in row) + "</tr>"
+        "<tr>" + "".join(_number(v) if isinstance(v, int) else f"<td>{_shown(v)}</td>" for v in row) + "</tr>"
         for row in rows
     )
     return f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>"
@@ -169,3 +191,8 @@ def _table(columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> str:
 
 def _number(value: int) -> str:
     return f"<td class=number>{value}</td>"
+
+
+def _shown(value: Any) -> str:
+    """A foreign text in a page: no markup, nothing that cannot be seen."""
+    return escape(plain_text(str(value)))

@@ -15,13 +15,16 @@ from model.data.tables import write_dataset
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.validation import report
-from pipeline_tasks.validation.images import inspect_images
+from pipeline_tasks.validation.file_rows import file_rows
+from pipeline_tasks.validation.images import SizeLimit, inspect_images
 from pipeline_tasks.validation.judgement import JudgedSet, JudgedTable, violations
 from pipeline_tasks.validation.limits import ValidationLimits
+from pipeline_tasks.validation.oddities import odd_boxes, odd_images
 from pipeline_tasks.validation.published import Published, publishable
 from pipeline_tasks.validation.rules import IMAGE_RULES, NO_TARGET_TEST_IMAGE, box_rules
 from pipeline_tasks.validation.suites import Suite, run_suites
 from pipeline_tasks.validation.tables import derive_boxes, derive_images
+from pipeline_tasks.validation.warning_rules import BOX_WARNINGS, FILE_RULES, IMAGE_WARNINGS, adjusted
 
 ROLES = ("target", "pretrain", "unlabeled")
 logger = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ class RoleResult:
     boxes: int
     quarantined_images: int
     quarantined_boxes: int
+    warnings: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,25 +71,49 @@ def validate(
     """Judge the sets of the roles "target", "pretrain" and "unlabeled", quarantine bad rows, publish the others.
 
     Writes to `output`, for each role ROLE/{images.parquet,boxes.parquet,dataset.json} (equal bytes for equal input),
-    then validation.json, quarantine.jsonl, quarantine.csv and data_docs/ with index.html. `roots`: folder of each
+    then validation.json, quarantine and warnings (.jsonl, .csv) and data_docs/ with index.html. `roots`: folder of each
     role; `threads`: decoders, 0 for every core. Raises `DataError` when more is bad than `limits` allow: the report
     is then in `output`, but no tables are.
     """
+    found = examine(raw, roots, limits, output, threads)
+    if found.broken:
+        others = f" (other limits exceeded: {len(found.broken) - 1})" if len(found.broken) > 1 else ""
+        raise DataError(found.broken[0] + others)
+    roles = {role: _result(role, found.published[role], one) for role, one in found.judged.items()}
+    return ValidationResult(roles, found.content)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was found, and the sentences that keep it from being used."""
+
+    judged: dict[str, JudgedSet]
+    published: dict[str, Published]
+    broken: list[str]
+    content: dict[str, Any]  # of validation.json
+
+
+def examine(
+    raw: Mapping[str, RawDataset],
+    roots: Mapping[str, Path],
+    limits: ValidationLimits,
+    output: Path,
+    threads: int = 0,
+    publish: bool = True,
+) -> Examination:
+    """Do what `validate` does and return what was found, whatever it is; without `publish` no tables are written."""
     judged = _judge_all(raw, roots, limits, threads)
     broken = [sentence for one in judged.values() for sentence in violations(one, limits)]
     published = {role: publishable(one) for role, one in judged.items()}
     output.mkdir(parents=True, exist_ok=True)
     suites = run_suites([suite for one in judged.values() for suite in _suites(one, limits)], output / "data_docs")
-    if not broken:
+    if publish and not broken:
         for role, one in published.items():
             write_dataset(output / role, one.images, one.boxes, one.metadata)
     sets = {role: report.describe_set(judged[role], published[role], output / role) for role in judged}
     content = report.assemble(sets, broken, limits, suites)
     report.write(output, content, judged.values())
-    if broken:
-        others = f" (other limits exceeded: {len(broken) - 1})" if len(broken) > 1 else ""
-        raise DataError(broken[0] + others)
-    return ValidationResult({role: _result(role, published[role], judged[role]) for role in judged}, content)
+    return Examination(judged, published, broken, content)
 
 
 def _judge_all(
@@ -98,24 +126,34 @@ def _judge_all(
     for role in ROLES:
         if role in raw:
             target_test = _test_images(judged["target"]) if "target" in judged else None
-            judged[role] = _judge(role, raw[role], roots[role], limits, target_test, threads)
+            judged[role] = judge_set(role, raw[role], roots[role], limits, target_test, threads)
     return judged
 
 
-def _judge(
+def judge_set(
     role: str,
     raw: RawDataset,
     root: Path,
     limits: ValidationLimits,
-    target_test: pa.Table | None,
-    threads: int,
+    target_test: pa.Table | None = None,
+    threads: int = 0,
 ) -> JudgedSet:
-    files = inspect_images(root, raw.images["path"].to_pylist(), threads)
+    """Read the pictures of one set and judge its rows; `target_test`: sha256 and path of pictures it must not have."""
+    limit = SizeLimit(limits.maximum_image_megapixels, limits.maximum_image_megabytes)
+    files = inspect_images(root, raw.images["path"].to_pylist(), threads, limit)
     images = derive_images(raw, files, target_test)
     boxes = derive_boxes(raw, images, limits.box_tolerance_pixels)
+    images, boxes = odd_images(images, boxes, limits), odd_boxes(raw, boxes, limits)
     rules = IMAGE_RULES if target_test is None else (*IMAGE_RULES, NO_TARGET_TEST_IMAGE)
-    judged_boxes = JudgedTable("boxes", boxes, box_rules(limits.box_tolerance_pixels))
-    return JudgedSet(role, raw, JudgedTable("images", images, rules), judged_boxes)
+    image_rules = (*rules, *adjusted(IMAGE_WARNINGS, limits.severities))
+    all_box_rules = (*box_rules(limits.box_tolerance_pixels), *adjusted(BOX_WARNINGS, limits.severities))
+    return JudgedSet(
+        role,
+        raw,
+        JudgedTable("images", images, image_rules),
+        JudgedTable("boxes", boxes, all_box_rules),
+        JudgedTable("files", file_rows(raw), adjusted(FILE_RULES, limits.severities)),
+    )
 
 
 def _test_images(target: JudgedSet) -> pa.Table:
@@ -124,12 +162,14 @@ def _test_images(target: JudgedSet) -> pa.Table:
 
 
 def _suites(judged: JudgedSet, limits: ValidationLimits) -> list[Suite]:
+    """Every error rule, and the warning rules that found something: an expectation costs some 20 ms."""
     return [
         Suite(
             name=f"{judged.role}_{table.kind}",
             table=table.rows,
-            rules=table.rules,
-            allowed_fractions={rule.name: limits.allowed_fraction(rule, table.kind) for rule in table.rules},
+            rules=(rules := tuple(r for r in table.rules if r.severity == "error" or table.bad[r.name].any())),
+            allowed_fractions={rule.name: limits.allowed_fraction(rule, table.kind) for rule in rules},
+            needs_rows=table.kind != "files",
         )
         for table in judged.tables
     ]
@@ -141,10 +181,11 @@ def _result(role: str, published: Published, judged: JudgedSet) -> RoleResult:
         boxes=len(published.boxes),
         quarantined_images=int((~judged.images.good).sum()),
         quarantined_boxes=int((~judged.boxes.good).sum()),
+        warnings=report.warning_count(judged),
     )
     logger.log(
         logging.WARNING if result.quarantined_images or result.quarantined_boxes else logging.INFO,
-        "%s: %d images and %d boxes published, %d images and %d boxes quarantined",
-        role, result.images, result.boxes, result.quarantined_images, result.quarantined_boxes,
+        "%s: %d images and %d boxes published, %d images and %d boxes quarantined, %d warnings",
+        role, result.images, result.boxes, result.quarantined_images, result.quarantined_boxes, result.warnings,
     )  # fmt: skip
     return result

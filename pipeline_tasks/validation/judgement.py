@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.validation.limits import ValidationLimits
-from pipeline_tasks.validation.rules import IMAGE_IN_ONE_SPLIT, Rule, bad_rows, describe
+from pipeline_tasks.validation.plain_text import plain_text
+from pipeline_tasks.validation.rules import IMAGE_IN_ONE_SPLIT, Rule, Severity, bad_rows, describe
 
 NAMED_EXAMPLES = 3
+_KIND = {"images": "image", "boxes": "box", "files": "file"}
 _PARAMETERS = {"images": "maximum_bad_image_fraction", "boxes": "maximum_bad_box_fraction"}
 
 Masks = dict[str, NDArray[np.bool_]]
@@ -26,7 +28,7 @@ Masks = dict[str, NDArray[np.bool_]]
 class JudgedTable:
     """The derived rows of one table, images or boxes, and the rules they were judged by."""
 
-    kind: str  # "images" or "boxes"
+    kind: str  # "images", "boxes" or "files"
     rows: pa.Table
     rules: tuple[Rule, ...]
 
@@ -37,25 +39,29 @@ class JudgedTable:
 
     @cached_property
     def good(self) -> NDArray[np.bool_]:
-        """Rows that break no rule."""
-        good: NDArray[np.bool_] = ~np.logical_or.reduce(list(self.bad.values()), axis=0)
-        return good
+        """Rows that break no rule but those that only warn."""
+        return ~self._any(rule for rule in self.rules if rule.severity == "error")
 
     @cached_property
     def defective(self) -> NDArray[np.bool_]:
         """Rows that break a rule which counts against the limits."""
-        masks = [self.bad[rule.name] for rule in self.rules if rule.counts]
-        defective: NDArray[np.bool_] = np.logical_or.reduce(masks, axis=0)
-        return defective
+        return self._any(rule for rule in self.rules if rule.counts and rule.severity == "error")
+
+    def _any(self, rules: Iterable[Rule]) -> NDArray[np.bool_]:
+        """Rows that break one of the rules."""
+        found = np.zeros(len(self.rows), np.bool_)
+        for rule in rules:
+            found |= self.bad[rule.name]
+        return found
 
     def entries(self, rule: Rule, most: int | None = None) -> Iterator[dict[str, Any]]:
-        """Quarantine entries of the rows that break the rule, in the order of the table."""
+        """Entries of the rows that break the rule for the quarantine or the warnings, in the order of the table."""
         chosen = np.flatnonzero(self.bad[rule.name])[:most]
         for row in self.rows.take(pa.array(chosen)).to_pylist():
-            picture = row["path"] if self.kind == "images" else row["image_path"]
+            picture = row["image_path"] if self.kind == "boxes" else row["path"]
             yield {
                 "split": row["split"],
-                "kind": "image" if self.kind == "images" else "box",
+                "kind": _KIND[self.kind],
                 "file": picture or row["source_record"].split("#")[0],
                 "record": row["source_record"],
                 "rule": rule.name,
@@ -72,24 +78,30 @@ class JudgedSet:
     raw: RawDataset
     images: JudgedTable
     boxes: JudgedTable
+    files: JudgedTable
 
     @property
     def tables(self) -> tuple[JudgedTable, ...]:
-        """The tables that can hold rows: an unlabelled set has no boxes to judge."""
-        return (self.images, self.boxes) if self.raw.labelled else (self.images,)
+        """The tables that can hold rows: an unlabelled set has no boxes to judge, and files only where one is odd."""
+        labelled = (self.boxes,) if self.raw.labelled else ()
+        return (self.images, *labelled, *([self.files] if len(self.files.rows) else []))
 
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """All quarantine entries of the set."""
+    def entries(self, severity: Severity = "error", most: int | None = None) -> Iterator[dict[str, Any]]:
+        """The entries of all rules of a severity, of each rule no more than `most`."""
         for table in self.tables:
             for rule in table.rules:
-                for entry in table.entries(rule):
-                    yield {"role": self.role, **entry}
+                if rule.severity == severity:
+                    for entry in table.entries(rule, most):
+                        yield {"role": self.role, **entry}
 
 
 def violations(judged: JudgedSet, limits: ValidationLimits) -> list[str]:
     """One sentence for each limit that the set exceeds, the most telling first; empty when it may be used."""
     sentences = _test_leaks(judged, limits)
     for table in judged.tables:
+        if table.kind == "files":
+            sentences += _wrong_files(judged.role, table)
+            continue
         over_rules = [
             sentence for rule in table.rules if (sentence := _over_limit(judged.role, table, rule, limits)) is not None
         ]
@@ -110,6 +122,12 @@ def _test_leaks(judged: JudgedSet, limits: ValidationLimits) -> list[str]:
         f"accuracy too good ({count}, {limits.maximum_target_test_leaks} allowed): {_examples(entries, count)}; "
         f"{IMAGE_IN_ONE_SPLIT.remedy}"
     ]
+
+
+def _wrong_files(role: str, table: JudgedTable) -> list[str]:
+    """What is wrong with a file as a whole cannot be quarantined row by row: no share of it is allowed."""
+    entries = [entry for rule in table.rules if rule.severity == "error" for entry in table.entries(rule)]
+    return [plain_text(f"{role}: {entry['file']}: {entry['detail']}; {entry['remedy']}") for entry in entries]
 
 
 def _over_limit(role: str, table: JudgedTable, rule: Rule, limits: ValidationLimits) -> str | None:
@@ -160,4 +178,4 @@ def _share(count: int, total: int, allowed: float, kind: str) -> str:
 
 def _examples(entries: list[dict[str, Any]], count: int) -> str:
     named = [f"{entry['file']} ({entry['detail']}, {entry['record']})" for entry in entries[:NAMED_EXAMPLES]]
-    return "; ".join(named) + (f"; and {count - len(named)} more" if count > len(named) else "")
+    return plain_text("; ".join(named)) + (f"; and {count - len(named)} more" if count > len(named) else "")

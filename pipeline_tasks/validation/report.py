@@ -6,7 +6,7 @@ import csv
 import importlib.metadata
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from pipeline_tasks.validation import data_docs
 from pipeline_tasks.validation.columns import split_counts
 from pipeline_tasks.validation.judgement import JudgedSet
 from pipeline_tasks.validation.limits import ValidationLimits
+from pipeline_tasks.validation.plain_text import plain_text
 from pipeline_tasks.validation.published import Published
 
 SCHEMA_VERSION = 1
+WARNINGS_OF_A_RULE = 10_000
+"""Entries of one rule and set in warnings.jsonl; validation.json counts them all."""
 QUARANTINE_FIELDS = ("role", "split", "kind", "file", "record", "rule", "detail", "remedy")
 
 
@@ -33,7 +36,8 @@ def describe_set(judged: JudgedSet, published: Published, folder: Path) -> dict[
         "source": metadata.source,
         "source_digests": metadata.digests,
         "splits": _splits(judged, published),
-        "rules": {r.name: int(table.bad[r.name].sum()) for table in judged.tables for r in table.rules},
+        "rules": {r.name: int(t.bad[r.name].sum()) for t in judged.tables for r in t.rules if r.severity == "error"},
+        "warnings": {name: count for name, count in _warnings(judged).items() if count},
         "quarantined_images": int((~images.good).sum()),
         "quarantined_boxes": int((~boxes.good).sum()),
         "boxes_left_out_with_their_image": int(boxes.good.sum()) - kept,
@@ -44,6 +48,21 @@ def describe_set(judged: JudgedSet, published: Published, folder: Path) -> dict[
         "licences": metadata.licences,
         "tables": digests.of_folder(folder) if folder.is_dir() else {},
     }
+
+
+def _warnings(judged: JudgedSet) -> dict[str, int]:
+    """Rows that each rule warns of."""
+    return {
+        rule.name: int(table.bad[rule.name].sum())
+        for table in judged.tables
+        for rule in table.rules
+        if rule.severity == "warning"
+    }
+
+
+def warning_count(judged: JudgedSet) -> int:
+    """All warnings of a set."""
+    return sum(_warnings(judged).values())
 
 
 def assemble(
@@ -57,30 +76,48 @@ def assemble(
         "schema_version": SCHEMA_VERSION,
         "passed": not violations,
         "violations": violations,
-        "limits": {**asdict(limits), "rule_fractions": dict(limits.rule_fractions)},
+        "limits": {
+            **asdict(replace(limits, rule_fractions={}, severities={})),
+            "rule_fractions": dict(limits.rule_fractions),
+            "severities": dict(limits.severities),
+        },
         "sets": sets,
         "great_expectations": {"version": importlib.metadata.version("great_expectations"), "suites": suites},
     }
 
 
 def write(output: Path, content: dict[str, Any], judged: Iterable[JudgedSet]) -> None:
-    """Write validation.json, quarantine.jsonl, quarantine.csv and data_docs/index.html below `output`."""
+    """Write validation.json, quarantine and warnings as JSON lines and CSV, and data_docs/index.html below `output`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
     (output / "validation.json").write_text(text + "\n", encoding="utf-8")
-    examples: list[dict[str, Any]] = []
+    sets = list(judged)
+    quarantine = _write_entries(output, "quarantine", (entry for one in sets for entry in one.entries()))
+    warned = (entry for one in sets for entry in one.entries("warning", WARNINGS_OF_A_RULE))
+    warnings = _write_entries(output, "warnings", warned)
+    data_docs.finish(output / "data_docs", content, quarantine, warnings)
+
+
+def _write_entries(output: Path, name: str, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write `name`.jsonl and `name`.csv; returns the first entries."""
+    first: list[dict[str, Any]] = []
     with (
-        (output / "quarantine.jsonl").open("w", encoding="utf-8") as lines,
-        (output / "quarantine.csv").open("w", encoding="utf-8", newline="") as sheet,
+        (output / f"{name}.jsonl").open("w", encoding="utf-8") as lines,
+        (output / f"{name}.csv").open("w", encoding="utf-8", newline="") as sheet,
     ):
         table = csv.DictWriter(sheet, QUARANTINE_FIELDS, lineterminator="\n")
         table.writeheader()
-        for one in judged:
-            for entry in one.entries():
-                lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                table.writerow(entry)
-                if len(examples) < data_docs.LISTED_ENTRIES:
-                    examples.append(entry)
-    data_docs.finish(output / "data_docs", content, examples)
+        for entry in entries:
+            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            table.writerow({field: _cell(value) for field, value in entry.items()})
+            if len(first) < data_docs.LISTED_ENTRIES:
+                first.append(entry)
+    return first
+
+
+def _cell(text: str) -> str:
+    """A value of a sheet: what a spreadsheet would take for a formula is quoted, control characters are spelt out."""
+    plain = plain_text(text)
+    return "'" + plain if plain.startswith(("=", "+", "-", "@")) else plain
 
 
 def _splits(judged: JudgedSet, published: Published) -> dict[str, dict[str, int]]:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Check = Literal["is_null", "is_unique", "is_true", "at_most", "above"]
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Rule:
     bound: float | None = None
     counts: bool = True
     """Whether bad rows count against the limits; rows taken out to keep a test honest are no defect."""
+    severity: Severity = "error"
+    """An error's rows are quarantined; a warning's rows are published and listed."""
 
 
 IMAGE_RECORD = Rule(
@@ -48,7 +51,7 @@ IMAGE_ID_UNIQUE = Rule(
 IMAGE_FILE_PRESENT = Rule(
     "image_file_present", "file_present", "is_true",
     "every listed picture exists",
-    "the file does not exist", "add the file or remove its record",
+    "the file does not exist{file_hint}", "add the file or remove its record",
 )  # fmt: skip
 IMAGE_DECODABLE = Rule(
     "image_decodable", "decodable", "is_true",
@@ -58,7 +61,7 @@ IMAGE_DECODABLE = Rule(
 IMAGE_SIZE = Rule(
     "image_size", "size_difference_px", "at_most",
     "recorded width and height are those of the picture, upright after its EXIF orientation",
-    "recorded as {width}x{height}, the picture is {real_width}x{real_height}",
+    "recorded as {width}x{height}, the picture is {real_width}x{real_height}{size_hint}",
     "correct width and height, and check that the boxes fit", bound=0,
 )  # fmt: skip
 IMAGE_IN_ONE_SPLIT = Rule(

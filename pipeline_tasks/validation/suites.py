@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline_tasks.validation.rules import Rule, bad_rows
 
@@ -90,7 +91,7 @@ def _run(context: Any, suite: Suite) -> dict[str, Any]:
     expectations = [_expectation(gx.expectations, rule, suite.allowed_fractions[rule.name]) for rule in suite.rules]
     if suite.needs_rows:
         expectations.insert(0, gx.expectations.ExpectTableRowCountToBeBetween(min_value=1))
-    frame = pa.table({_column(rule): suite.table[rule.column] for rule in suite.rules})
+    frame = pa.table({_column(rule): _shown(suite.table[rule.column]) for rule in suite.rules})
     source = context.data_sources.add_pandas(suite.name)
     batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
     expectation_suite = context.suites.add(gx.ExpectationSuite(name=suite.name, expectations=expectations))
@@ -113,6 +114,7 @@ def _expectation(gxe: Any, rule: Rule, allowed_fraction: float) -> Any:
     shared: dict[str, Any] = {
         "column": _column(rule),
         "mostly": 1 - allowed_fraction,
+        "severity": "critical" if rule.severity == "error" else "warning",
         "meta": {"rule": rule.name, "notes": f"{rule.name}: {rule.meaning}."},
     }
     if rule.check == "is_null":
@@ -124,6 +126,13 @@ def _expectation(gxe: Any, rule: Rule, allowed_fraction: float) -> Any:
     if rule.check == "at_most":
         return gxe.ExpectColumnValuesToBeBetween(max_value=rule.bound, **shared)
     return gxe.ExpectColumnValuesToBeBetween(min_value=rule.bound, strict_min=True, **shared)
+
+
+def _shown(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of foreign files without markup and without what cannot be seen: the pages show some as they are."""
+    if not pa.types.is_string(values.type):
+        return values
+    return pc.replace_substring_regex(values, r"[<>&\p{C}\p{Zl}\p{Zp}]", "\N{REPLACEMENT CHARACTER}")
 
 
 def _column(rule: Rule) -> str:

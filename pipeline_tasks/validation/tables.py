@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.validation.columns import clip, floats
+from pipeline_tasks.validation.hints import missing_hints
 
 _SPLIT_RANK = {"train": 1, "val": 2, "test": 3}
 """A picture in several splits stays in the highest: what measures stays whole, training loses a copy."""
@@ -27,6 +28,8 @@ def derive_images(raw: RawDataset, files: pa.Table, target_test: pa.Table | None
         "record_key": _record_key(table, "original_id"),
         "size_difference_px": _size_difference(table),
         "also_in_split": _kept_in_split(table),
+        "file_hint": missing_hints(raw, table["file_present"]),
+        "size_hint": _size_hint(table),
     }
     if target_test is not None:
         rows = pc.index_in(table["sha256"], value_set=target_test["sha256"].combine_chunks(), skip_nulls=True)
@@ -78,6 +81,14 @@ def _size_difference(table: pa.Table) -> pa.ChunkedArray:
     wide = pc.abs(pc.subtract(table["width"], table["real_width"]))
     high = pc.abs(pc.subtract(table["height"], table["real_height"]))
     return pc.max_element_wise(wide, high, skip_nulls=False)
+
+
+def _size_hint(table: pa.Table) -> pa.ChunkedArray:
+    """Text after a wrong size: whether it is that of the file before it is turned upright."""
+    stored = pc.and_(pc.equal(table["width"], table["real_height"]), pc.equal(table["height"], table["real_width"]))
+    turned = pc.fill_null(pc.and_(stored, pc.greater(table["orientation"], 4)), False)
+    hint = "; the record is of the picture before its EXIF orientation turns it, and so are its boxes"
+    return pc.if_else(turned, hint, "")
 
 
 def _kept_in_split(table: pa.Table) -> pa.Array:

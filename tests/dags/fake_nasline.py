@@ -2,7 +2,8 @@
 
 What it does is read from the JSON file FAKE_NASLINE_PLAN: for a step (`gate`, `pretrain/student`) a list with one
 entry per attempt, the last one repeated. An entry may say `exit`, `say` (its last sentence), `seconds` to wait in,
-`helper` (start a process of its own that would outlive it), `stubborn` (ignore SIGTERM). Every call is added to
+`helper` (start a process of its own that would outlive it), `stubborn` (ignore SIGTERM), `result` (more fields of what
+it reports). Every call is added to
 FAKE_NASLINE_LOG as a line of JSON.
 """
 
@@ -54,13 +55,13 @@ def _play(name: str, arguments: list[str], entry: dict[str, Any]) -> int:
     time.sleep(entry.get("seconds", 0))
     print(entry.get("say", f"{name} published"), flush=True)
     if not entry.get("exit"):
-        run = arguments[arguments.index("--run") + 1]
+        run = arguments[arguments.index("--run") + 1] if "--run" in arguments else ""
         result: dict[str, Any] = {"run": run, "step": name.split("/")[0], "key": f"key-of-{name}", "reused": False}
         if name == "start":
             result["shards"] = 3
             options = json.loads(arguments[arguments.index("--options-json") + 1])
             result["target"] = options.get("gate.target", "cpu")
-        print("NASLINE_RESULT " + json.dumps(result), flush=True)
+        print("NASLINE_RESULT " + json.dumps({**result, **entry.get("result", {})}), flush=True)
     return int(entry.get("exit", 0))
 
 

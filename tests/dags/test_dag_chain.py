@@ -18,6 +18,7 @@ from pipeline_tasks import params
 from pipeline_tasks.steps import STEPS, reference
 
 DAG_IDS = ("train_yolo_nas", "retrain_yolo_nas")
+ALL_DAGS = (*DAG_IDS, "evaluate_champion", "promote_or_rollback")
 HELPER_TASKS = {"pseudo_label.shards", "gate.target", "report"}
 GATES = {"gate.cpu", "gate.gpu", "gate.t4"}
 REFERENCES = [reference(step.name, part) for step in STEPS for part in step.parts or ("",)]
@@ -25,7 +26,7 @@ REFERENCES = [reference(step.name, part) for step in STEPS for part in step.part
 
 def load_dag(dag_id: str) -> DAG:
     """The DAG of a file, freshly executed so that it sees the test's environment."""
-    for name in ("step_operator", "trigger_form", "pipeline_chain", dag_id):
+    for name in ("step_operator", "trigger_form", "promotion_operator", "pipeline_chain", dag_id):
         sys.modules.pop(name, None)
     dag = importlib.import_module(dag_id).start.dag
     assert isinstance(dag, DAG)
@@ -130,7 +131,7 @@ def test_retraining_waits_to_be_unpaused_and_follows_clock_and_dataset(monkeypat
     assert dag.max_active_runs == 1
     timetable: Any = dag.timetable
     assert timetable.timetable.expression == "30 4 * * 5"
-    assert [asset.name for asset in timetable.asset_condition.objects] == ["nasline_dataset"]
+    assert [asset.name for asset in timetable.asset_condition.objects] == ["nasline_dataset", "nasline_champion_drop"]
 
 
 def test_the_form_is_the_parameter_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ print(seconds, sorted(heavy))
 """
 
 
-@pytest.mark.parametrize("dag_id", DAG_IDS)
+@pytest.mark.parametrize("dag_id", ALL_DAGS)
 def test_a_dag_file_costs_little_and_imports_nothing_heavy(dag_id: str) -> None:
     """At most 0.5 s of processor time beyond Airflow's own import, in a fresh interpreter; the better of two."""
     seconds = []
@@ -274,9 +275,9 @@ def test_a_dag_file_costs_little_and_imports_nothing_heavy(dag_id: str) -> None:
     assert min(seconds) <= 0.5
 
 
-def test_airflow_finds_both_dags_and_nothing_else() -> None:
+def test_airflow_finds_all_dags_and_nothing_else() -> None:
     from airflow.dag_processing.dagbag import DagBag
 
     bag = DagBag(str(REPOSITORY / "dags"))
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == sorted(DAG_IDS)
+    assert sorted(bag.dags) == sorted(ALL_DAGS)

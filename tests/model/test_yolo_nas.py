@@ -170,6 +170,15 @@ def _layers(summary: Summary, part: str) -> int:
     return sum(layer.name.startswith(part) for layer in summary.layers)
 
 
+def test_summary_of_the_deploy_form_is_that_of_the_folded_network():
+    summary = summarize("pico", 3, 96, 160)
+    network = model.build("pico", 3).eval().fuse()
+    for layer in summary.layers:
+        folded = network.get_submodule(layer.name)
+        assert layer.deploy.parameters == sum(parameter.numel() for parameter in folded.parameters()), layer.name
+    assert summary.total()[1].parameters == sum(p.numel() for p in network.parameters()) - len(summary.scaled_shortcuts)
+
+
 def test_summary_knows_the_shape_of_every_layer():
     summary = summarize("pico", 3, 96, 160)
     shapes = {layer.name: layer.output_shape for layer in summary.layers}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gate_findings import compared, comparison, findings, metrics, record
 
 from pipeline_tasks.errors import ParameterError
+from pipeline_tasks.gate import _torch_error
 from pipeline_tasks.gate_latency import GateLatency
 from pipeline_tasks.gate_rules import judge, switched_off
 from pipeline_tasks.params import Parameters, resolve
@@ -107,6 +110,22 @@ def test_no_confident_anchor_shows_no_agreement() -> None:
     found = findings(agreement=replace(findings().agreement, confident_anchors=0, box_error_mean_px=0.0))
     rule = rules_of(found)["maximum_box_error_pixels"]
     assert (rule.passed, rule.measured) == (False, "no score above 0.3")
+
+
+def test_agreement_tells_how_far_the_file_itself_is_from_torch() -> None:
+    """`export` has limited that leg; the gate tells it beside its own."""
+    told = rules_of(findings(torch_error_px=0.0213))["maximum_box_error_pixels"].how
+    assert told.endswith("against model.onnx run literally, itself 0.0213 pixels from torch")
+    assert rules_of(findings())["maximum_box_error_pixels"].how.endswith("run literally")
+
+
+@pytest.mark.parametrize(("anchors", "told"), [(12, 0.04), (0, None)])
+def test_what_export_measured_counts_where_it_had_something_to_compare(
+    tmp_path: Path, anchors: int, told: float | None
+) -> None:
+    summary = {"int8_box_error_mean_px": 0.04, "int8_confident_anchors": anchors}
+    (tmp_path / "manifest.json").write_text(json.dumps({"summary": summary}))
+    assert _torch_error(tmp_path / "engine") == told
 
 
 def test_the_sentence_names_device_and_limit() -> None:

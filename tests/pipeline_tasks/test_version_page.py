@@ -10,7 +10,7 @@ from gate_findings import DEVICE, comparison, findings, record
 
 from model.engines.gpu_facts import parse_gpu_facts
 from pipeline_tasks import version_page
-from pipeline_tasks.engine_table import EngineRow, engine_table
+from pipeline_tasks.engine_table import EngineRow, around_line, engine_table
 from pipeline_tasks.gate_latency import GateLatency
 from pipeline_tasks.gate_rules import judge
 from pipeline_tasks.params import Parameters
@@ -43,6 +43,7 @@ def test_page_has_the_rules_the_engines_and_the_champion() -> None:
     assert "| mAP50-95 lost by INT8 | 0 | 1 | points |" in page
     assert "| int8 | 0.4123 | int8 | 5 | 5 | 5 | 10 | 5 |" in page
     assert "Measured on Test CPU by openvino 2026.4.1-1, 2 threads: batch 1, 320 pixels, 200 runs" in page
+    assert "spread 0% in the quietest of 1 attempts. Processor: 2 cores (avx2), 2400 MHz, governor performance" in page
     assert (
         "Against yolo v1 on 40 clean test images: +1.00 points (95 % of the resamples between -0.50 and +2.50" in page
     )
@@ -54,14 +55,20 @@ def test_page_of_a_gpu_tells_its_state_before_and_after() -> None:
         replace(DEVICE, device="Tesla T4", kind="gpu", gpu=parse_gpu_facts(line.format(*state)))
         for state in ((1590, 40), (900, "[N/A]"))
     )
-    on_gpu = {"device": before, "device_after": after, "gpu_p50_ms": 2.4}
-    engines = {name: record(name, 3.0, **on_gpu) for name in ("int8", "float")}
-    files = written(GateLatency(engines, findings().latency.processing))
+    times = {"gpu_min_ms": 2.2, "gpu_p50_ms": 2.4, "gpu_p90_ms": 2.5, "gpu_p99_ms": 2.6}
+    on_gpu = {"device": before, "device_after": after, **times}
+    engines = {"int8": record("int8", 3.0, **on_gpu), "float": record("float", 3.0, **{**on_gpu, "p50_ms": 4.5})}
+    latency = GateLatency(engines, findings().latency.processing)
+    files = written(latency)
     assert (
         "Driver 535.1; before: 1590 MHz, 40 °C, 68 W; after: 900 MHz, not told °C, 68 W."
         in version_page.description(*files)
     )
     assert version_page.tags(*files)["nasline.latency_gpu_p50_ms"] == "2.400"
+    assert "GPU p50 ms | GPU p90 ms | GPU p99 ms |" in version_page.description(*files)
+    assert "| 2.2 | 2.4 | 2.5 | 2.6 |" in version_page.description(*files)
+    assert version_page.tags(*files)["nasline.speedup"] == "1.50", "a GPU's minimum is the burst of a cool chip"
+    assert latency.speedup == 1.5
 
 
 def test_table_has_a_row_for_each_engine_and_no_empty_column() -> None:
@@ -75,4 +82,7 @@ def test_table_has_a_row_for_each_engine_and_no_empty_column() -> None:
     on_gpu = engine_table([EngineRow(record("int8", 5.0, gpu_p50_ms=3.25))])
     assert "GPU p50" in on_gpu[1] and "3.25" in on_gpu[2]
     assert len({len(line) for line in (heading, first)}) == 1
+    assert engine_table([EngineRow(rows[0].record, 0.4, "its gate")])[2].endswith("0.4000  its gate")
+    around = around_line(findings().latency.processing)
+    assert around == "around it, for one picture (median): preprocessing 0.20 ms, postprocessing 0.20 ms"
     assert asdict(rows[0])["map50_95"] == 0.4

@@ -291,3 +291,14 @@ def test_sources_are_left_as_they_are() -> None:
 def test_settings_out_of_range_are_named(make: Callable[[], AugmentationConfig], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_each_box_may_have_a_matrix_of_its_own() -> None:
+    random = np.random.default_rng(4)
+    matrices, boxes = random.normal(size=(5, 2, 3)), random.uniform(0, 50, (5, 4)).astype(np.float32)
+    together = warp_boxes(boxes, matrices)
+    for box, matrix, moved in zip(boxes, matrices, together, strict=True):
+        np.testing.assert_allclose(
+            warp_boxes(box[None], matrix)[0], moved, rtol=1e-13
+        )  # float64, another order of sums
+    assert warp_boxes(boxes[:0], matrices[:0]).shape == (0, 4)

@@ -72,3 +72,32 @@ def test_written_picture_comes_back(tmp_path: Path) -> None:
 def test_unknown_suffix_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.xyz"):
         write_image(tmp_path / "a.xyz", picture())
+
+
+@pytest.mark.parametrize("denominator", [2, 4, 8])
+def test_jpeg_comes_reduced_upright_and_close_to_the_mean_of_its_pixels(denominator: int) -> None:
+    rows, columns = np.mgrid[0:64, 0:96]
+    smooth = np.stack([rows * 3, columns * 2, 128 + 0 * rows], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    for content, upright in (
+        (encoded(smooth, "JPEG", quality=95), smooth),
+        (encoded(smooth, "JPEG", quality=95, exif=exif), np.rot90(smooth, -1)),
+    ):
+        image = decode_image(content, "a.jpg", denominator)
+        height, width = upright.shape[0] // denominator, upright.shape[1] // denominator
+        mean = upright.reshape(height, denominator, width, denominator, 3).mean(axis=(1, 3))
+        assert image.shape == (height, width, 3)
+        assert np.abs(image - mean).mean() < 2  # grey levels: JPEG's own error, and rounding
+
+
+def test_reduced_sides_are_rounded_up_and_other_formats_come_whole() -> None:
+    assert decode_image(encoded(picture(41, 61), "JPEG"), "a.jpg", 4).shape == (11, 16, 3)
+    np.testing.assert_array_equal(decode_image(encoded(picture(), "PNG"), "a.png", 4), picture())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.97])
+def test_truncated_jpeg_is_named_when_reduced_too(fraction: float) -> None:
+    content = encoded(picture(), "JPEG")
+    with pytest.raises(ValueError, match=r"image street\.jpg cannot be decoded"):
+        decode_image(content[: int(len(content) * fraction)], "street.jpg", 2)

@@ -15,29 +15,6 @@ from pipeline_tasks.data.versioning import add, dataset_digest, dvc_revision
 from pipeline_tasks.errors import DataError, TemporaryError, UsageError
 
 
-@pytest.fixture(scope="session")
-def empty_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DVC project in a Git repository, made once."""
-    from dvc.repo import Repo
-
-    folder = tmp_path_factory.mktemp("empty")
-    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
-    Repo.init(str(folder)).close()
-    return folder
-
-
-@pytest.fixture
-def project(empty_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DVC project of the test's own, and the current folder."""
-    folder = tmp_path / "project"
-    shutil.copytree(empty_project, folder)
-    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
-        monkeypatch.setenv(f"{name}_NAME", "test")
-        monkeypatch.setenv(f"{name}_EMAIL", "test@example.org")
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -173,10 +150,10 @@ def linked_images(project: Path, data: Path) -> Path:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (no_images, "has no folder images/"),
+        (no_images, "holds no pictures"),
         (no_folder, "is not a folder"),
         (tracked_by_git, "DVC cannot work with .*already tracked by SCM"),
-        (linked_images, "images is a link to a folder, which DVC does not follow"),
+        (linked_images, "images is a link to .*pictures, outside of the dataset"),
     ],
 )
 def test_what_dvc_cannot_track_is_refused_with_one_sentence(
@@ -187,6 +164,15 @@ def test_what_dvc_cannot_track_is_refused_with_one_sentence(
         add(data)
     assert "\n" not in str(refusal.value)
     assert not (project / "data/set.dvc").exists()
+
+
+def test_links_are_followed_on_demand_and_only_into_a_copy(project: Path, coco_folder: Any) -> None:
+    data = linked_images(project, move_into(project, coco_folder))
+    with pytest.raises(DataError, match="images is a link to a folder, which DVC does not follow"):
+        add(data, allow_links=True)
+    add(data, to=project / "data/copy", allow_links=True)
+    assert (project / "data/copy/images/val_0.jpg").is_file()
+    assert not list((project / "data/copy").rglob("*.dvc")) and not (project / "data/copy/images").is_symlink()
 
 
 def test_busy_project_is_a_temporary_error(project: Path, coco_folder: Any) -> None:

@@ -36,6 +36,9 @@ def test_sound_picture(tmp_path: Path, name: str) -> None:
         "real_width": 30,
         "real_height": 20,
         "sha256": hashlib.sha256(content).hexdigest(),
+        "format": {"jpg": "JPEG"}.get(name[2:], name[2:].upper()),
+        "mode": "RGB",
+        "orientation": None,
     }
 
 

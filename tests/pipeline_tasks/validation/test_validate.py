@@ -94,7 +94,8 @@ def test_report_has_balance_licences_statistics_and_digests(coco_folder: Any, tm
     assert set(target["tables"]) == {"images.parquet", "boxes.parquet", "dataset.json"}
     suites = report["great_expectations"]["suites"]
     assert set(suites) == {"target_images", "target_boxes"}
-    assert suites["target_boxes"]["statistics"]["evaluated_expectations"] == 8
+    assert suites["target_boxes"]["statistics"]["evaluated_expectations"] == 9  # the crowd region is a warning
+    assert target["warnings"] == {"box_no_crowd": 1, "image_not_repeated": 1}
     assert report["great_expectations"]["version"].startswith("1.")
 
 

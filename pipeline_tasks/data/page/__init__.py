@@ -1,0 +1,1 @@
+"""`nasline data show`: a page that lets a person see what a set holds."""

@@ -1,0 +1,24 @@
+"""Width and height of a picture from its header alone."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_ORIENTATION = 0x0112
+
+
+def upright_size(file: Path) -> tuple[int, int] | None:
+    """(width, height) after the EXIF orientation; None where the file cannot be read, which the inspection tells."""
+    try:
+        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            width, height = image.size
+            transposed = image.getexif().get(_ORIENTATION) in _TRANSPOSED
+    except Exception:  # Pillow raises what its plug-ins raise; the inspection of pictures tells the reason
+        return None
+    return (height, width) if transposed else (width, height)

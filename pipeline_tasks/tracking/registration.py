@@ -1,0 +1,86 @@
+"""The model registry: what `register` puts there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_tasks.tracking.champions import actor, move_champion
+from pipeline_tasks.tracking.client import away, connect, server_errors
+from pipeline_tasks.tracking.model_signature import input_example, signature
+from pipeline_tasks.tracking.registry import BEST_TAG, BUNDLE, CANDIDATE, CHAMPION, ENGINE_TAG, VERDICT_TAG
+from pipeline_tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+log = logging.getLogger(__name__)
+
+
+def register_bundle(
+    workspace: Workspace,
+    name: str,
+    bundle: Path,
+    run_id: str | None,
+    tags: dict[str, str],
+    promote: bool,
+    description: str = "",
+) -> dict[str, Any]:
+    """Register a bundle as a new version and move the aliases; an engine that is registered already, with the same best
+    ancestor to beat, keeps its version.
+
+    Args:
+        bundle: Folder with engine/, gate/, student/, teacher/, lineage.json and perhaps best/.
+        run_id: MLflow run of the step `register`, which then owns the model.
+        tags: Tags of the version; ENGINE_TAG and BEST_TAG among them.
+        description: The version's page, in Markdown.
+
+    Raises:
+        UnavailableError: the registry does not answer; nothing was promoted.
+    """
+    client = connect(workspace)
+    try:
+        version = _existing_version(client, name, tags) or _new_version(client, name, bundle, run_id)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        if description:
+            client.update_model_version(name, version, description)
+        client.set_registered_model_alias(name, CANDIDATE, version)
+    except server_errors() as error:
+        raise away(workspace, error) from None
+    if promote:
+        move_champion(client, workspace, name, version, "register", actor(), tags.get(VERDICT_TAG, ""))
+    log.info("registered models:/%s/%s%s", name, version, ", now @champion" if promote else "")
+    return {"model": name, "version": version, "aliases": [CANDIDATE, *([CHAMPION] if promote else [])]}
+
+
+def _existing_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str | None:
+    same = [f"tags.`{tag}` = '{tags[tag]}'" for tag in (ENGINE_TAG, BEST_TAG)]
+    found = client.search_model_versions(" and ".join([f"name = '{name}'", *same]))
+    return str(found[0].version) if found else None
+
+
+def _new_version(client: MlflowClient, name: str, bundle: Path, run_id: str | None) -> str:
+    import mlflow
+
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        info = mlflow.pyfunc.log_model(
+            name="engine",
+            python_model=str(Path(__file__).with_name("engine_model.py")),
+            artifacts={BUNDLE: str(bundle)},
+            signature=signature(bundle / "engine"),
+            input_example=input_example(),
+            pip_requirements=[f"nasline=={_version()}"],
+            registered_model_name=name,
+        )
+    return str(info.registered_model_version)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nasline")
+    except PackageNotFoundError:
+        return "0.1.0"

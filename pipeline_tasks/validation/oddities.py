@@ -1,0 +1,149 @@
+"""The columns that the warning rules judge; each is null where nothing is odd."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline_tasks.data.raw import RawDataset
+from pipeline_tasks.validation.class_checks import likely_misspelt, sizes_of_other_classes
+from pipeline_tasks.validation.columns import clip, floats
+from pipeline_tasks.validation.limits import ValidationLimits
+from pipeline_tasks.validation.twins import conflicting_copies, overlapping_boxes, similar_pictures
+
+AREA_TOLERANCE = 1.05  # masks are counted in pixels, boxes in fractions of them
+_MODES = {
+    "L": "greyscale", "1": "black and white", "P": "coloured by a palette", "RGBA": "RGB with transparency",
+    "LA": "greyscale with transparency", "PA": "coloured by a palette with transparency", "CMYK": "CMYK",
+    "YCbCr": "YCbCr", "LAB": "LAB", "HSV": "HSV", "F": "of floating point numbers",
+}  # fmt: skip
+_SUFFIXES = {
+    ".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",), ".bmp": ("BMP",), ".webp": ("WEBP",),
+    ".tif": ("TIFF",), ".tiff": ("TIFF",),
+}  # fmt: skip
+
+
+def with_columns(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
+    """The table with more columns."""
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    return table
+
+
+def odd_images(images: pa.Table, boxes: pa.Table, limits: ValidationLimits) -> pa.Table:
+    """The derived image rows with the columns of `IMAGE_WARNINGS`, and `file_hint` for missing pictures."""
+    modes = pc.unique(images["mode"]).to_pylist()
+    described = {mode: _mode_in_words(mode) for mode in modes if mode not in (None, "RGB")}
+    similar, bits = similar_pictures(images, limits.near_duplicate_bits, limits.near_duplicate_images)
+    return with_columns(
+        images,
+        {
+            "colour_mode": pa.array([described.get(mode) for mode in images["mode"].to_pylist()], pa.string()),
+            "other_format": _other_format(images),
+            "turned_by": _turned(images["orientation"]),
+            "listed_again": _taken(images["source_record"], _earlier_of_same(images["path"])),
+            "conflicting_copy": _taken(images["path"], conflicting_copies(images, boxes)),
+            "similar_image": _taken(images["path"], similar),
+            "similar_bits": pa.array(bits),
+        },
+    )
+
+
+def _mode_in_words(mode: str) -> str:
+    """A Pillow mode as a user would say it; ";16" marks what Pillow cuts down to eight bits itself."""
+    plain, _, bits = mode.partition(";")
+    deep = "of 16 bits a channel" if bits or plain == "I" else ""
+    words = _MODES.get(plain, "" if deep else f"of {plain} values")
+    return " ".join(filter(None, [words, deep]))
+
+
+def _other_format(images: pa.Table) -> pa.Array:
+    """The format of files whose suffix tells another one."""
+    pairs = zip(images["path"].to_pylist(), images["format"].to_pylist(), strict=True)
+    return pa.array(
+        [f if f and f not in _SUFFIXES.get(PurePosixPath(path).suffix.lower(), (f,)) else None for path, f in pairs],
+        pa.string(),
+    )
+
+
+def _turned(orientation: pa.ChunkedArray) -> pa.ChunkedArray:
+    texts = pc.binary_join_element_wise("EXIF orientation", orientation.cast(pa.string()), " ")
+    return pc.if_else(pc.greater(orientation, 1), texts, pa.scalar(None, pa.string()))
+
+
+def _earlier_of_same(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """For each value, not null, the row that had it first, -1 for that row itself."""
+    codes = pc.dictionary_encode(values).combine_chunks().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    rows = np.arange(len(codes))
+    found: NDArray[np.int64] = np.where((first[inverse] < rows) & (codes >= 0), first[inverse], -1)
+    return found
+
+
+def _taken(values: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+    """The values of these rows, null for -1."""
+    return values.take(pa.array(rows, mask=rows < 0))
+
+
+def odd_boxes(raw: RawDataset, boxes: pa.Table, limits: ValidationLimits) -> pa.Table:
+    """The derived box rows with the columns of `BOX_WARNINGS`."""
+    names = pa.array(raw.metadata.class_names, pa.string())
+    partner = overlapping_boxes(boxes, limits.near_identical_iou)
+    category = boxes["category"].fill_null(-1).to_numpy()
+    same = category[partner] == category
+    sized_like, usual = sizes_of_other_classes(boxes, limits.class_size_ratio)
+    crowd = boxes["iscrowd"].fill_null(False)
+    return with_columns(
+        boxes,
+        {
+            "class_name": pc.coalesce(names.take(boxes["category"].combine_chunks()), boxes["category_reference"]),
+            "tiny_side_px": _tiny(boxes, limits.tiny_box_pixels),
+            "whole_image_share": _whole(boxes, limits.whole_image_fraction),
+            "repeats": _taken(boxes["annotation_id"], np.where(same, partner, -1)),
+            "conflicts_with": _taken(boxes["annotation_id"], np.where(same, -1, partner)),
+            "similar_class": names.take(_misspelt(raw, category)),
+            "sized_like": names.take(pa.array(sized_like, mask=sized_like < 0)),
+            "usual_side": pa.array(usual),
+            "crowd_region": pc.if_else(crowd, "crowd", pa.scalar(None, pa.string())),
+            "odd_area": _odd_area(boxes),
+        },
+    )
+
+
+def _misspelt(raw: RawDataset, category: NDArray[np.int64]) -> pa.Array:
+    """The class that each box's class looks like a misspelling of."""
+    counts = np.bincount(category[category >= 0], minlength=len(raw.metadata.class_names))
+    right = np.full(len(counts) + 1, -1)  # the last entry is for boxes of no known class
+    for wrong, other in likely_misspelt(raw.metadata.class_names, counts.tolist()).items():
+        right[wrong] = other
+    found = right[category]
+    return pa.array(found, mask=found < 0)
+
+
+def _tiny(boxes: pa.Table, limit: float) -> pa.Array:
+    """The shorter side of boxes below the limit; those without area have a rule of their own."""
+    side = floats(boxes["shortest_side_px"])
+    with np.errstate(invalid="ignore"):
+        return pa.array(side, mask=~((side > 0) & (side < limit)))
+
+
+def _whole(boxes: pa.Table, limit: float) -> pa.Array:
+    """The share of the image that a box covers, where it is more than the limit."""
+    x, y, w, h, width, height = (floats(boxes[name]) for name in (*"xywh", "image_width", "image_height"))
+    with np.errstate(all="ignore"):
+        inside = clip(x, y, w, h, width, height)
+        share = inside[2] * inside[3] / (width * height)
+        odd = (share >= limit) & (w > 0) & (h > 0) & ~boxes["iscrowd"].fill_null(False).to_numpy()
+    return pa.array(share, mask=~odd)
+
+
+def _odd_area(boxes: pa.Table) -> pa.Array:
+    w, h, area = (floats(boxes[name]) for name in ("w", "h", "area"))
+    with np.errstate(all="ignore"):
+        odd = (w > 0) & (h > 0) & np.isfinite(area) & ((area <= 0) | (area > AREA_TOLERANCE * w * h + 1))
+    return pa.array(area, mask=~odd)

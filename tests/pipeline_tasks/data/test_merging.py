@@ -1,0 +1,84 @@
+"""`nasline data merge` and `nasline data export`."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_tasks.data.comparison import compare
+from pipeline_tasks.data.merging import merge, read_class_map
+from pipeline_tasks.data.sets import open_set
+from pipeline_tasks.data.writers import write_folder
+from pipeline_tasks.errors import DataError
+
+
+def rename(folder: Any, **names: str) -> None:
+    for split in ("train", "val", "test"):
+        with folder.edit(split) as content:
+            for category in content["categories"]:
+                category["name"] = names.get(category["name"], category["name"])
+
+
+def box_counts(folder: Path) -> Counter[str]:
+    with open_set(str(folder)) as opened:
+        return Counter(opened.class_names[index] for index in opened.raw.boxes["category"].to_pylist())
+
+
+def test_sets_of_equal_classes_are_joined(make_coco_folder: Any, tmp_path: Path, nasline: Any) -> None:
+    one, two = make_coco_folder("one", seed=1), make_coco_folder("two", seed=2)
+    shutil.copy(one.image("train", 0), two.image("test", 0))  # the strictest split keeps a picture
+    output = nasline("data", "merge", one.path, two.path, "--to", tmp_path / "both", code=0)
+    assert "23 images, 46 boxes, 2 classes of 2 sets" in output
+    assert "1 pictures are in an earlier set too and were taken once: " in output
+    with open_set(str(tmp_path / "both")) as opened:
+        assert Counter(opened.raw.images["split"].to_pylist()) == {"train": 11, "val": 6, "test": 6}
+        assert opened.raw.problems == []
+        assert all((tmp_path / "both" / path).is_file() for path in opened.raw.images["path"].to_pylist())
+    assert box_counts(tmp_path / "both") == {"circle": 23, "square": 23}
+
+
+def test_classes_that_differ_need_a_word(make_coco_folder: Any, tmp_path: Path) -> None:
+    one, two = make_coco_folder("one", seed=1), make_coco_folder("two", seed=2)
+    rename(two, square="star", circle="Circle")
+    with open_set(str(one.path)) as first, open_set(str(two.path)) as second:
+        with pytest.raises(DataError, match="have different classes: 'circle', 'square', 'Circle', 'star'; say with"):
+            merge([first, second])
+        with pytest.raises(DataError, match="no class in common"):
+            merge([first, second], "common")
+        names = ("circle", "square", "Circle", "star")
+        assert merge([first, second], "union").raw.metadata.class_names == names
+        merged = merge([first, second], "first", {"Circle": "circle", "star": None})
+    assert merged.dropped_boxes == {"star": 12} and merged.partly_labelled == ["square"]
+    assert Counter(merged.raw.boxes["category"].to_pylist()) == {0: 24, 1: 12}
+    assert merged.raw.boxes["image_id"].to_pylist()[-1] == merged.raw.images["image_id"].to_pylist()[-1] == 23
+
+
+def test_class_map_that_fits_nothing_is_refused(coco_folder: Any, tmp_path: Path) -> None:
+    file = tmp_path / "map.yaml"
+    file.write_text("circel: round\n")
+    with open_set(str(coco_folder.path)) as opened, pytest.raises(DataError, match="did you mean 'circle'"):
+        merge([opened, opened], class_map=read_class_map(file))
+    file.write_text("[1, 2]")
+    with pytest.raises(DataError, match="must hold lines"):
+        read_class_map(file)
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "objects365", "coco"])
+def test_export_keeps_pictures_boxes_and_splits(coco_folder: Any, tmp_path: Path, form: str) -> None:
+    with open_set(str(coco_folder.path)) as before:
+        write_folder(before.raw, before.folder, tmp_path / "out", form)
+        with open_set(str(tmp_path / "out")) as after:
+            found = compare(before, after)
+    assert found.boxes.same == 24 and not (found.added or found.removed or found.changed_splits)
+
+
+def test_export_tells_what_is_lost_and_refuses_the_rest(coco_folder: Any, tmp_path: Path, nasline: Any) -> None:
+    options = ("data", "export", coco_folder.path, "--to", tmp_path / "out", "--format")
+    assert "--format pdf cannot be written" in nasline(*options, "pdf", code=2)
+    output = nasline(*options, "yolo", code=0)
+    assert "12 images, 24 boxes as yolo" in output and "WARNING lost: licences of images (12)" in output
+    assert "exists; choose a folder" in nasline(*options, "yolo", code=2)
