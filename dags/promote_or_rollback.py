@@ -79,7 +79,7 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     is_paused_upon_creation=False,  # without a schedule nothing runs by itself, and a rollback must not wait
     params=FORM,
-    **{**DAG_ARGUMENTS, "max_active_runs": 1},
+    **{**DAG_ARGUMENTS, "max_active_runs": 100},  # a rollback must not wait behind promotions that wait for approval
 ):
     start = PromotionOperator(task_id=PLAN, plan_only=True, doc_md=PLAN_TEXT, execution_timeout=timedelta(minutes=10))
     approve = ApprovalOperator(
@@ -92,7 +92,7 @@ with DAG(
     )
     move = PromotionOperator(
         task_id=MOVE, plan_only=False, doc_md=MOVE_TEXT, execution_timeout=timedelta(minutes=10),
-        trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+        max_active_tis_per_dag=1, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
     )  # fmt: skip
     start >> decide() >> [approve, move]
     approve >> move

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from airflow.sdk.exceptions import AirflowFailException
 from step_operator import REFERENCE_KEY, StepOperator, step_command, workspace
 
 PLAN, APPROVE, MOVE = "plan", "approve", "move"
@@ -29,6 +30,8 @@ class PromotionOperator(StepOperator):
         if not self.plan_only:  # the version that was checked and approved, whatever happened to the alias meanwhile
             planned = context["ti"].xcom_pull(task_ids=PLAN, key=REFERENCE_KEY)
             action, model, version = planned["kind"], planned["model"], planned["version"]
+            if action == "promote":
+                require_approval(context["ti"].xcom_pull(task_ids=APPROVE))
         options = ["--workspace", workspace(os.environ), f"--reason={form['reason']}", f"--by={who(context)}"]
         if self.plan_only:
             options.append("--dry-run")
@@ -40,6 +43,12 @@ def command(action: str, model: str, version: str, options: Sequence[str]) -> li
     if action == "promote":
         return ["promote", *options, "--", model, version]
     return ["rollback", *([f"--to={version}"] if version else []), *options, "--", model]
+
+
+def require_approval(answer: Any) -> None:
+    """Refuse a promotion that nobody approved: this task may be cleared, or the one before marked, by hand."""
+    if "Approve" not in ((answer or {}).get("chosen_options") or ()):
+        raise AirflowFailException(f"nobody approved this promotion; trigger it again and press Approve in {APPROVE!r}")
 
 
 def who(context: Any) -> str:

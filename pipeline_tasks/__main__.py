@@ -45,6 +45,7 @@ log = logging.getLogger("nasline")
 
 EXIT_BAD_INPUT = 65
 EXIT_TEMPORARY = 75
+EXIT_INTERRUPTED = 130  # as shells count SIGINT
 NOISY = (
     "mlflow", "alembic", "great_expectations", "matplotlib", "PIL", "urllib3", "torch", "onnxscript", "onnx_ir",
     "boto3", "botocore", "s3transfer",
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.command_function(arguments)
         process.end_undisturbed()
         return code
+    except KeyboardInterrupt:  # steps handle the signal themselves
+        log.error("interrupted by Ctrl-C")
+        return EXIT_INTERRUPTED
     except Exception as error:
         process.end_undisturbed()
         exit_code, sentence = _in_words(error)

@@ -182,7 +182,7 @@ def recorded_map(path: Path) -> float | None:
     from model.engines import OPENVINO_FILE
 
     file = _model_file(path).resolve()
-    if file.name == OPENVINO_FILE:  # GATE/target/int8/model.xml
+    if file.name == OPENVINO_FILE and len(file.parents) > 2:  # GATE/target/int8/model.xml
         return _of_record(file.parents[2], file.parent.name)
     role, gate = ROLES.get(file.name), file.parent.parent / "gate"  # BUNDLE/engine/model.onnx, BUNDLE/gate
     if role is None or not _was_built_from(gate / "target" / role, file):

@@ -13,6 +13,7 @@ import smtplib
 import urllib.request
 from collections.abc import Mapping
 from email.message import EmailMessage
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ def send(subject: str, lines: list[str], environment: Mapping[str, str] = os.env
             continue
         try:
             took.append(deliver(subject, lines, environment))
-        except (OSError, ValueError, smtplib.SMTPException) as error:
+        except (OSError, ValueError, smtplib.SMTPException, HTTPException) as error:
             log.warning("the alert %r was not sent (%s): %s", subject, name, _without_address(error, environment))
     return took
 
@@ -67,6 +68,8 @@ def _mail(subject: str, lines: list[str], environment: Mapping[str, str]) -> str
 
 
 def _without_address(error: Exception, environment: Mapping[str, str]) -> str:
+    if isinstance(error, HTTPException):  # it may hold a part of the address
+        return type(error).__name__
     text = " ".join(str(error).split())
     for secret in (environment.get(WEBHOOK), environment.get(SMTP_PASSWORD)):
         text = text.replace(secret, "...") if secret else text

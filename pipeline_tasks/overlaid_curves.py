@@ -46,9 +46,10 @@ def draw(found: Sequence[RunFacts], path: Path) -> bool:
 
 
 def _steps(found: Sequence[RunFacts]) -> list[str]:
-    """In the order of the pipeline."""
+    """In the order of the pipeline; steps that only another release has come last."""
     known = {step for one in found for step in one.curves}
-    return sorted(known, key=lambda step: (STEP_NAMES.index(step.split("/")[0]), step))
+    order = {name: place for place, name in enumerate(STEP_NAMES)}
+    return sorted(known, key=lambda step: (order.get(step.split("/")[0], len(order)), step))
 
 
 def _metrics(found: Sequence[RunFacts], step: str) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline_tasks.errors import DataError, UsageError
 from pipeline_tasks.tracking import registered
 from pipeline_tasks.tracking.champions import move_champion
-from pipeline_tasks.tracking.client import connect
-from pipeline_tasks.tracking.registered import RegisteredModel
+from pipeline_tasks.tracking.client import open_store
+from pipeline_tasks.tracking.registered import RegisteredModel, Version
 from pipeline_tasks.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def plan_promotion(workspace: Workspace, name: str, version: str) -> Plan:
         UnavailableError: the registry does not answer.
     """
     model = registered.model(workspace, name)
-    return Plan(name, version, model.champion, "promote", _accepted(workspace, name, version))
+    found = registered.version(workspace, name, version)
+    return Plan(name, found.number, model.champion, "promote", _accepted(found))
 
 
 def plan_rollback(workspace: Workspace, name: str, to: str | None = None) -> Plan:
@@ -67,7 +68,8 @@ def plan_rollback(workspace: Workspace, name: str, to: str | None = None) -> Pla
     if model.champion is None:
         raise UsageError(f"model {name!r} has no champion to roll back; use `nasline promote {name} VERSION`")
     version = _previous(model, model.champion) if to is None else _former(model, to)
-    return Plan(name, version, model.champion, "rollback", _accepted(workspace, name, version))
+    found = registered.version(workspace, name, version)
+    return Plan(name, found.number, model.champion, "rollback", _accepted(found))
 
 
 def require_reason(because: str) -> None:
@@ -84,29 +86,27 @@ def carry_out(workspace: Workspace, plan: Plan, by: str, because: str) -> None:
         UnavailableError: the registry does not answer; the same command makes the move then.
     """
     require_reason(because)
-    if plan.nothing_to_do:
-        log.info("%s", plan.sentence())
-        return
-    move_champion(connect(workspace), workspace, plan.name, plan.version, plan.kind, by, because.strip())
+    client = open_store(workspace)
+    if move_champion(client, workspace, plan.name, plan.version, plan.kind, by, because.strip()) is None:
+        log.info("%s", replace(plan, before=plan.version).sentence())  # or another was faster
 
 
-def _accepted(workspace: Workspace, name: str, version: str) -> str:
+def _accepted(found: Version) -> str:
     """The gate's sentence of a version it accepted; read from verdict.json, since tags can be edited."""
-    verdict = registered.version(workspace, name, version).verdict
-    if verdict.get("passed") is not True:
-        raise DataError(f"{name} v{version} did not pass the gate ({verdict.get('sentence')}); it cannot be champion")
-    return str(verdict["sentence"])
+    sentence = found.verdict.get("sentence", "no sentence is told")
+    if found.verdict.get("passed") is not True:
+        raise DataError(f"{found.name} v{found.number} did not pass the gate ({sentence}); it cannot be champion")
+    return str(sentence)
 
 
 def _previous(model: RegisteredModel, champion: str) -> str:
-    made = model.made
+    made = model.made or model.made_before(champion)  # not the last move where a later one broke off
     if made is not None and made.kind == "rollback":
         log.warning(
             "%s was rolled back from %s already; to go further back name the version with --to",
             model.name, _version(made.before),
         )  # fmt: skip
         return champion
-    made = made or model.made_before(champion)
     if made is None:
         raise UsageError(
             f"nobody wrote down which version of {model.name} was champion before v{champion}; "
@@ -118,6 +118,7 @@ def _previous(model: RegisteredModel, champion: str) -> str:
 
 
 def _former(model: RegisteredModel, to: str) -> str:
+    to = registered.plain_number(to)
     champions = dict.fromkeys(move.version for move in model.moves)
     told_from_the_first = bool(model.moves) and model.moves[0].before is None
     if told_from_the_first and to not in (*champions, model.champion):

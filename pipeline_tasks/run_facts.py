@@ -50,15 +50,15 @@ class RunFacts:
         return f"{student} < {teacher}"
 
 
-def in_workspace(workspace: Workspace, run: str) -> RunFacts:
-    """A run as the workspace's files tell it, with its curves.
+def in_workspace(workspace: Workspace, run: str, with_curves: bool = True) -> RunFacts:
+    """A run as the workspace's files tell it; without its curves only manifests are read, also of an object store.
 
     Raises:
         UsageError: the run was never started there.
         DataError: its run.json is damaged.
     """
     frozen = workspace.read_run(run)
-    published = dict(_published(workspace, frozen))
+    published = dict(_published(workspace, frozen, with_curves))
     summaries = {name: entry.manifest["summary"] for name, entry in published.items()}
     verdict, registered = _outcome(summaries)
     return RunFacts(
@@ -70,13 +70,16 @@ def in_workspace(workspace: Workspace, run: str) -> RunFacts:
         datasets={role: entry["digest"] for role, entry in frozen["datasets"].items() if entry},
         verdict=verdict,
         registered=registered,
-        curves={name: curves for name, entry in published.items() if (curves := _curves(entry.directory))},
+        curves={
+            name: curves for name, entry in published.items() if with_curves and (curves := _curves(entry.directory))
+        },
     )
 
 
-def _published(workspace: Workspace, frozen: dict[str, Any]) -> Iterator[tuple[str, Published]]:
+def _published(workspace: Workspace, frozen: dict[str, Any], whole: bool) -> Iterator[tuple[str, Published]]:
     for name, key in frozen["steps"].items():
-        found = workspace.published(name.split("/")[0], key)
+        step = name.split("/")[0]
+        found = workspace.published(step, key) if whole else workspace.find(step, key)
         if found is not None:
             yield name, found
 

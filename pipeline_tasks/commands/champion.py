@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline_tasks.tracking.champions import Move
     from pipeline_tasks.tracking.registered import RegisteredModel, Version
     from pipeline_tasks.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 DATASET_TAG = "nasline.dataset."
 
@@ -39,7 +42,13 @@ def _run(arguments: argparse.Namespace) -> int:
     found = []
     for name in names:
         model = registered.model(workspace, name)
-        version = registered.version(workspace, name, model.champion) if model.champion else None
+        try:
+            version = registered.version(workspace, name, model.champion) if model.champion else None
+        except DataError as error:
+            if arguments.name:
+                raise
+            log.warning("%s is left out: %s", name, error)  # a registry may have models of others
+            continue
         found.append((model, version))
     if arguments.json:
         print(json.dumps([_content(*one) for one in found], indent=1, sort_keys=True))
@@ -63,11 +72,11 @@ def only_model(workspace: Workspace) -> str:
 
 def _known(workspace: Workspace) -> list[str]:
     from pipeline_tasks.tracking import registered
-    from pipeline_tasks.tracking.client import tracking_uri
+    from pipeline_tasks.tracking.client import shown_uri
 
     names = [model.name for model in registered.models(workspace)]
     if not names:
-        place = tracking_uri(workspace)
+        place = shown_uri(workspace)
         raise DataError(f"the registry at {place} has no champion yet; `nasline register` makes the first")
     return names
 
@@ -98,13 +107,19 @@ def _since(model: RegisteredModel, version: str) -> str:
 
     made = model.made
     if made is None:
+        last = model.moves[-1] if model.moves else None
+        if last is not None and last.before == version:
+            return (
+                f"champion; a move to v{last.version} broke off at {minute(last.at)}, or was taken back without nasline"
+            )
         return "champion; its alias was moved without nasline, so nobody wrote down when and why"
     return f"champion since {minute(made.at)} ({made.kind}, by {made.by}): {made.because}"
 
 
 def _accuracy(tags: Mapping[str, str]) -> str:
     known = [(name, tags.get(f"nasline.{name}_map50_95")) for name in ("int8", "float")]
-    return ", ".join(f"{name} {value}" for name, value in known if value) + " mAP50-95 on the gate's test images"
+    told = ", ".join(f"{name} {value}" for name, value in known if value)
+    return f"{told} mAP50-95 on the gate's test images" if told else ""
 
 
 def _latency(record: Mapping[str, Any] | None) -> str:

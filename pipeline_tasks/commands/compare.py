@@ -54,7 +54,7 @@ def read(workspace: Workspace, run: str) -> RunFacts:
         UnavailableError: the workspace has not, and the tracking server does not answer.
     """
     from pipeline_tasks.run_facts import in_workspace
-    from pipeline_tasks.tracking.client import tracking_uri
+    from pipeline_tasks.tracking.client import shown_uri
     from pipeline_tasks.tracking.pipeline_runs import find_run
 
     if run in workspace.run_ids():
@@ -65,7 +65,7 @@ def read(workspace: Workspace, run: str) -> RunFacts:
         raise UnavailableError(f"run {run!r} is not in workspace {workspace.place}, and {error}") from None
     if found is None:
         raise UsageError(
-            f"run {run!r} is neither in workspace {workspace.place} nor in MLflow at {tracking_uri(workspace)}; "
+            f"run {run!r} is neither in workspace {workspace.place} nor in MLflow at {shown_uri(workspace)}; "
             "`nasline runs` lists those there are"
         )
     return found
@@ -102,7 +102,7 @@ def final_numbers(found: Sequence[RunFacts]) -> list[tuple[str, ...]]:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return str(int(value)) if value == int(value) else f"{value:.4g}"
+    return str(int(value)) if value.is_integer() else f"{value:.4g}"
 
 
 def _write(out: Path, found: Sequence[RunFacts]) -> None:

@@ -75,7 +75,11 @@ def _add_show(group: Any) -> None:
 def _show(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.data.page.document import write_page
     from pipeline_tasks.data.sets import open_set
+    from pipeline_tasks.data.versioning import require_new
 
+    if arguments.pictures < 0:
+        raise UsageError(f"--pictures {arguments.pictures} must not be negative")
+    require_new(arguments.out)
     with open_set(arguments.set, arguments.format) as opened:
         print(f"open {write_page(opened, arguments.out, arguments.pictures)}")
     return 0
@@ -96,6 +100,8 @@ def _diff(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.data.sets import open_set
     from pipeline_tasks.workspace import write_json
 
+    if arguments.json and (arguments.json.is_dir() or arguments.json.parent.is_file()):
+        raise UsageError(f"--json {arguments.json} is no place for a file; give the name of a file in a folder")
     with open_set(arguments.before, arguments.format) as before, open_set(arguments.after, arguments.format) as after:
         found = compare(before, after)
     if arguments.json:
@@ -133,6 +139,7 @@ def _add_split(group: Any) -> None:
 def _split(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.data import leaks, splitting
     from pipeline_tasks.data.sets import open_set
+    from pipeline_tasks.data.versioning import require_new
     from pipeline_tasks.data.writers import write_folder
 
     near_bits = None if arguments.near_bits < 0 else arguments.near_bits
@@ -141,7 +148,7 @@ def _split(arguments: argparse.Namespace) -> int:
         if arguments.check:
             print(leaks.text(splitting.leaks_of(opened, near_bits)))
             return 0
-        _require_absent(arguments.to)
+        require_new(arguments.to)
         division = splitting.divide(opened, rule)
         written = write_folder(division.raw, opened.folder, arguments.to)
     print(splitting.text(division, arguments.to))
@@ -155,12 +162,6 @@ def _shares(text: str) -> tuple[float, float, float]:
     except ValueError:
         raise UsageError(f"--shares {text!r} must be three numbers: train,val,test such as 0.8,0.1,0.1") from None
     return train, val, test
-
-
-def _require_absent(target: Path) -> None:
-    """Before the pictures are read, which takes its time."""
-    if target.exists():
-        raise UsageError(f"{target} exists; choose a folder that does not")
 
 
 def _tell_lost(lost: Any) -> None:
@@ -184,9 +185,10 @@ def _merge(arguments: argparse.Namespace) -> int:
 
     from pipeline_tasks.data import merging
     from pipeline_tasks.data.sets import open_set
+    from pipeline_tasks.data.versioning import require_new
     from pipeline_tasks.data.writers import write_folder
 
-    _require_absent(arguments.to)
+    require_new(arguments.to)
     class_map = merging.read_class_map(arguments.map) if arguments.map else None
     with ExitStack() as stack:
         sets = [stack.enter_context(open_set(one)) for one in arguments.sets]
@@ -209,11 +211,12 @@ def _add_export(group: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     from pipeline_tasks.data.sets import open_set
+    from pipeline_tasks.data.versioning import require_new
     from pipeline_tasks.data.writers import WRITABLE, write_folder
 
     if arguments.format not in WRITABLE:
         raise UsageError(f"--format {arguments.format} cannot be written; choose one of {', '.join(WRITABLE)}")
-    _require_absent(arguments.to)
+    require_new(arguments.to)
     with open_set(arguments.set, arguments.given_format) as opened:
         written = write_folder(opened.raw, opened.folder, arguments.to, arguments.format)
     print(f"{written.folder}: {written.images} images, {written.boxes} boxes as {written.format}")
@@ -228,15 +231,23 @@ def _add_gc(group: Any) -> None:
     command.add_argument("--remote", metavar="NAME", help="look at this DVC remote too")
     text = "keep the sets that runs of this workspace began with (may be given again)"
     default = os.environ.get("NASLINE_WORKSPACE", ".nasline")
-    command.add_argument("--workspace", action="append", type=Path, metavar="DIR", help=f"{text}; default {default}")
+    command.add_argument("--workspace", action="append", metavar="DIR", help=f"{text}; default {default}")
     command.add_argument("--delete", action="store_true", help="remove what was found")
-    command.set_defaults(command_function=_gc, default_workspace=Path(default))
+    command.set_defaults(command_function=_gc, default_workspace=default)
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from pipeline_tasks.data.garbage import collect, text
+    from pipeline_tasks.data.garbage import collect, project_of, text
 
-    workspaces = arguments.workspace or [arguments.default_workspace]
+    for given in arguments.workspace or ():
+        if "://" not in given and not Path(given).is_dir():
+            raise UsageError(f"--workspace {given} is not a folder; the sets of its runs could not be kept")
+    usual = arguments.default_workspace  # of the current folder and, where that is not the project's, of the project
+    workspaces = arguments.workspace or dict.fromkeys([usual, _below(project_of(arguments.where), usual)])
     found = collect(arguments.where, workspaces, arguments.remote, arguments.delete)
     print(text(found, arguments.delete))
     return 0
+
+
+def _below(project: Path, workspace: str) -> str:
+    return workspace if "://" in workspace else str(project / workspace)

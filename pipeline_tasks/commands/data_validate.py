@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +50,7 @@ def validate_data_folder(
         DataError: the folder cannot be read, or has errors (with `fix_to`: after the copy was written).
         UsageError: `out` or `fix_to` exists.
     """
+    from pipeline_tasks.data.versioning import require_new, written_aside
     from pipeline_tasks.params import resolve
     from pipeline_tasks.validate_data import limits_of
     from pipeline_tasks.validation.folder import validate_folder
@@ -58,16 +58,17 @@ def validate_data_folder(
     for option, folder in (("--out", out), ("--to", fix_to)):
         if folder is not None and folder.exists():
             raise UsageError(f"{option} {folder} exists; give a folder that does not exist yet")
+        if folder is not None:
+            require_new(folder)
     section = resolve(params, {}).validate_data
-    with ExitStack() as stack:
-        output = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nasline-validate-")), "report")
-        report = validate_folder(path, output, limits_of(section), format, section.allow_links)
-        recognised = report.reader.recognised
-        log.info("%s is read as %s: %s", path, recognised.format, recognised.reason)
-        for line in report.lines():
-            log.info("%s", line)
-        if fix_to is not None:
-            _write_copy(report, fix_to, section.box_tolerance_pixels)
+    with written_aside(out) if out else tempfile.TemporaryDirectory(prefix="nasline-validate-") as output:
+        report = validate_folder(path, Path(output), limits_of(section), format, section.allow_links)
+    recognised = report.reader.recognised
+    log.info("%s is read as %s: %s", path, recognised.format, recognised.reason)
+    for line in report.lines():
+        log.info("%s", line)
+    if fix_to is not None:
+        _write_copy(report, fix_to, section.box_tolerance_pixels)
     _conclude(path, report, out)
     return report
 

@@ -81,6 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
         options = json.loads(arguments.options_json)
     except json.JSONDecodeError as error:
         raise UsageError(f"--options-json is not valid JSON: {error.msg} at character {error.pos}") from None
+    if not isinstance(options, dict):
+        raise UsageError("--options-json must be an object of section.field to value")
     parameters, workspace = resolve(arguments.params, options), open_workspace(arguments.workspace)
     found = evaluate_champion(workspace, parameters)
     address = log_evaluation(workspace, parameters.start.experiment, found, arguments.run)
@@ -138,7 +140,7 @@ def _at_the_gate(bundle: Path, name: str, version: str) -> float:
     path = bundle / "gate" / "accuracy.json"
     try:
         return float(json.loads(path.read_text(encoding="utf-8"))["int8"]["map50_95"])
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, KeyError, TypeError):
         raise DataError(f"{name} v{version} has no accuracy of the gate to compare with: {path} lacks it") from None
 
 

@@ -6,11 +6,11 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline_tasks.errors import ParameterError, UnavailableError
+from pipeline_tasks.errors import DataError, ParameterError, UnavailableError, UsageError
 from pipeline_tasks.text_table import aligned
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def collect(workspace: Workspace, limit: int) -> tuple[list[RunFacts], dict[str, RegisteredModel]]:
     """The newest runs that MLflow or the workspace knows, the newest first, and the registered models by name."""
-    from pipeline_tasks.run_facts import in_workspace
     from pipeline_tasks.tracking import pipeline_runs, registered
 
     models: dict[str, RegisteredModel] = {}
@@ -62,9 +61,21 @@ def collect(workspace: Workspace, limit: int) -> tuple[list[RunFacts], dict[str,
     except UnavailableError as error:
         log.warning("%s; these are the workspace's runs alone, without champions", error)
     known = {one.run for one in mirrored}
-    ours = [in_workspace(workspace, run) for run in workspace.run_ids() if run not in known]
+    ours = list(_readable(workspace, [run for run in workspace.run_ids() if run not in known]))
     newest_first = sorted([*mirrored, *ours], key=lambda one: (-one.started_ms, one.run))
     return newest_first[:limit], models
+
+
+def _readable(workspace: Workspace, runs: Sequence[str]) -> Iterator[RunFacts]:
+    """Runs without their curves; one that is damaged, or was removed meanwhile, does not hide the others."""
+    from pipeline_tasks.run_facts import in_workspace
+
+    for run in runs:
+        try:
+            yield in_workspace(workspace, run, with_curves=False)
+        except (DataError, UsageError, KeyError) as error:
+            reason = f"its files lack {error}" if isinstance(error, KeyError) else error
+            log.warning("run %s is left out: %s", run, reason)
 
 
 def table(found: Sequence[RunFacts], models: Mapping[str, RegisteredModel]) -> list[str]:

@@ -41,6 +41,13 @@ def read_file(path: Path, relative: str, split: str, required: Iterable[str]) ->
     `required`: members the object must have. `images.path` still holds file names, `licence` licence ids.
     """
     file = path / relative
+    try:
+        return _read_file(file, relative, split, required)
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no text can hold
+        raise DataError(f"{file}: {error.object!r:.60} is no Unicode text; correct it, or export again") from error
+
+
+def _read_file(file: Path, relative: str, split: str, required: Iterable[str]) -> AnnotationFile:
     images, annotations, members, sha256 = _decode(file, relative, split)
     for key in required:
         if key not in members:
@@ -108,6 +115,9 @@ def _categories(file: Path, records: Any) -> dict[str, str]:
 
 
 def _licences(file: Path, records: Any) -> dict[str, str]:
+    """CVAT and labelme write one licence without a name: it is as unknown as none."""
+    if isinstance(records, list):
+        records = [one for one in records if not (isinstance(one, dict) and one.get("name", 0) in ("", None))]
     return {str(identifier): name for identifier, name in _named_records(file, "licenses", records or [])}
 
 
@@ -125,6 +135,7 @@ def _named_records(file: Path, key: str, records: Any) -> list[tuple[int, str]]:
             raise DataError(f"{where}: id {identifier!r:.40} must be a whole number")
         if type(name) is not str or not name.strip():
             raise DataError(f"{where} (id {identifier}): name {name!r:.40} must be text")
+        name.encode()
         if identifier in named:
             raise DataError(f"{where}: id {identifier} is given twice; ids must differ")
         named[identifier] = name

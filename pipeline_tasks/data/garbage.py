@@ -14,7 +14,7 @@ from typing import Any
 from pipeline_tasks.data.listing import SKIPPED, pointers
 from pipeline_tasks.data.versioning import dvc_errors, git_output, project_root
 from pipeline_tasks.errors import DataError, UsageError
-from pipeline_tasks.workspace import Workspace
+from pipeline_tasks.workspace import open_workspace
 
 OBJECT = re.compile(r"([0-9a-f]{2})/([0-9a-f]{30}(?:\.dir)?)")
 RECORDED = re.compile(r"\bmd5: ([0-9a-f]{32}(?:\.dir)?)\b")
@@ -42,7 +42,17 @@ class Garbage:
     """Caches and remotes outside of the project, which other projects may use too."""
 
 
-def collect(where: Path, workspaces: Iterable[Path] = (), remote: str | None = None, delete: bool = False) -> Garbage:
+def project_of(where: Path) -> Path:
+    """The DVC project that `where` is or lies in; raises `UsageError` outside of one."""
+    project = where.resolve() if (where / ".dvc").is_dir() else project_root(where / "x")
+    if project is None:
+        raise UsageError(f"{where} lies outside of a DVC project; make one with `nasline init DIR`")
+    return project
+
+
+def collect(
+    where: Path, workspaces: Iterable[Path | str] = (), remote: str | None = None, delete: bool = False
+) -> Garbage:
     """Find orphans in the project that `where` lies in, and with `delete` remove them.
 
     `remote` is the name of a DVC remote to look at too. Sets that a run of the `workspaces` was started with are kept.
@@ -51,9 +61,7 @@ def collect(where: Path, workspaces: Iterable[Path] = (), remote: str | None = N
         UsageError: outside of a DVC project.
         DataError: deleting is asked for, and the files of a set that is in use cannot be told from orphans.
     """
-    project = where.resolve() if (where / ".dvc").is_dir() else project_root(where / "x")
-    if project is None:
-        raise UsageError(f"{where} lies outside of a DVC project; make one with `nasline init DIR`")
+    project = project_of(where)
     kept = {digest for workspace in workspaces for digest in _digests_of_runs(workspace)}
     with dvc_errors(project):
         from dvc.repo import Repo
@@ -73,8 +81,8 @@ def collect(where: Path, workspaces: Iterable[Path] = (), remote: str | None = N
     return Garbage(orphans, unreadable, outside)
 
 
-def _digests_of_runs(workspace: Path) -> Iterator[str]:
-    found = Workspace(workspace)
+def _digests_of_runs(workspace: Path | str) -> Iterator[str]:
+    found = open_workspace(str(workspace))
     for run in found.run_ids():
         for entry in found.read_run(run)["datasets"].values():
             if entry and entry.get("digest"):

@@ -21,6 +21,7 @@ from pipeline_tasks.data.sets import OpenSet, distinct, usable_boxes, usable_ima
 from pipeline_tasks.errors import DataError, UsageError
 
 METHODS = ("hash", "group", "stratified")
+HASH_BITS = 64
 FRAME_NUMBER = re.compile(r"[-_. ]*\d+$")
 
 
@@ -41,8 +42,10 @@ class SplitRule:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"--by {self.method} is unknown; choose one of {', '.join(METHODS)}")
-        if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        if not (min(self.shares) >= 0 and abs(sum(self.shares) - 1) <= 1e-6):  # NaN is neither
             raise UsageError(f"--shares {self.shares} must be three numbers that sum to 1: train, val, test")
+        if self.near_bits is not None and self.near_bits >= HASH_BITS:
+            raise UsageError(f"--near-bits {self.near_bits} must be below {HASH_BITS}: then all pictures look alike")
         if self.method == "group" and not self.group:
             raise UsageError("--by group needs --group: folder, sequence, or a pattern such as '(film[0-9]+)'")
 
@@ -73,8 +76,10 @@ def divide(opened: OpenSet, rule: SplitRule) -> Division:
     """Give every usable image of a set a split, whatever split it had before.
 
     Raises:
-        DataError: a split would be empty.
+        DataError: a split would be empty, or the set has no annotations.
     """
+    if not opened.raw.labelled:
+        raise DataError(f"{opened.folder} has no annotations: an unlabelled set is used whole and needs no splits")
     images = usable_images(opened.raw)
     paths = images["path"].to_pylist()
     looks = fingerprints(opened.folder, paths, rule.near_bits is not None)

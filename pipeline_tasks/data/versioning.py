@@ -51,6 +51,7 @@ def add(path: Path, to: Path | None = None, given_format: str | None = None, all
     for a folder that is no dataset or that DVC refuses, `UsageError` outside a DVC project.
     """
     recognised = _recognise(path, given_format, allow_links)
+    copied = to is not None and not to.exists()
     folder = path if to is None else _copy(path, to)
     _check_no_links(folder)
     project = project_root(folder)
@@ -59,7 +60,7 @@ def add(path: Path, to: Path | None = None, given_format: str | None = None, all
             f"{path} lies outside of a DVC project; copy it in with `nasline data add {shlex.quote(str(path))} "
             f"--to data/{folder.resolve().name}`, or run `git init` and `dvc init` in a folder above it"
         )
-    with _marked(folder), dvc_errors(folder):
+    with _marked(folder, copied), dvc_errors(folder):
         from dvc.repo import Repo
 
         with Repo(str(project)) as repo:
@@ -164,11 +165,20 @@ def _check_seen_by_dvc(repo: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _marked(folder: Path) -> Iterator[None]:
-    """Leave a note while DVC adds a folder: what is killed then is half-added, which `nasline data gc` finds."""
+def _marked(folder: Path, copied: bool) -> Iterator[None]:
+    """Leave a note while DVC adds a folder: what is killed then is half-added, which `nasline data gc` finds.
+
+    Of what DVC refuses nothing stays: neither the note nor, where the folder was `copied` to be added, the copy.
+    """
     marker = adding_marker(folder)
     marker.touch()
-    yield
+    try:
+        yield
+    except DataError:
+        marker.unlink(missing_ok=True)
+        if copied:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     marker.unlink(missing_ok=True)
 
 
@@ -202,15 +212,23 @@ def _copy(source: Path, target: Path) -> Path:
     return target
 
 
+def require_new(target: Path) -> None:
+    """Raises `UsageError` where no folder `target` can be made, which is told before pictures are read."""
+    if target.exists():
+        raise UsageError(f"{target} exists; choose a folder that does not")
+    above = next(parent for parent in target.parents if parent.exists())
+    if not above.is_dir():
+        raise UsageError(f"{target} lies below {above}, which is a file; choose another folder")
+
+
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that gets its name when the block has ended well, in one rename.
 
     A killed command leaves `.NAME.incoming`, which the next attempt empties and `nasline data gc` finds. Raises
-    `UsageError` when `target` exists.
+    `UsageError` when `target` exists or lies below a file.
     """
-    if target.exists():
-        raise UsageError(f"{target} exists; choose a folder that does not")
+    require_new(target)
     beside = target.with_name(f".{target.name}.incoming")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline_tasks.tracking.client import connect, server_errors, tracking_uri
+from pipeline_tasks.tracking.client import connect, one_line, server_errors, shown_uri
 from pipeline_tasks.tracking.mirror import STEP_TAG, address, find_or_create_experiment
 from pipeline_tasks.workspace import Workspace
 
@@ -53,8 +53,8 @@ def log_bench(workspace: Workspace, experiment: str, bench: BenchRun) -> str | N
         client.set_terminated(run_id, status="FINISHED")
         return address(workspace, experiment_id, run_id)
     except server_errors() as error:
-        reason = " ".join(str(error).split())[:200]
-        log.warning("tracking server at %s is away (%s); the result is not in MLflow", tracking_uri(workspace), reason)
+        place, reason = shown_uri(workspace), one_line(error)
+        log.warning("tracking server at %s is away (%s); the result is not in MLflow", place, reason)
         return None
 
 

@@ -12,12 +12,13 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from pipeline_tasks.tracking.client import ask, away, server_errors
+from pipeline_tasks.tracking.client import ask, away, one_line, server_errors
 from pipeline_tasks.tracking.mirror import PARENT_TAG
 from pipeline_tasks.tracking.registry import CHAMPION
+from pipeline_tasks.workspace import file_lock
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -33,6 +34,7 @@ IS_CHAMPION_TAG = "nasline.is_champion"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 MOST_LETTERS = 2000
 """Of a reason; MLflow's database keeps up to 5000 of a tag."""
+MOST_LETTERS_OF_A_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,17 @@ class Move:
 
 
 def history(tags: Mapping[str, str]) -> tuple[Move, ...]:
-    """The moves in a registered model's tags, the oldest first."""
+    """The moves in a registered model's tags, the oldest first; a tag that another hand wrote there is none."""
     names = sorted(name for name in tags if name.startswith(LOG_TAG))
-    return tuple(Move(**json.loads(tags[name])) for name in names)
+    return tuple(move for name in names if (move := _move(name, tags[name])) is not None)
+
+
+def _move(tag: str, content: str) -> Move | None:
+    try:
+        return Move(**json.loads(content))
+    except (TypeError, ValueError):
+        log.warning("the tag %s of the model is no move of the champion that nasline wrote; it is left out", tag)
+        return None
 
 
 def made_champion(moves: Sequence[Move], version: str) -> Move | None:
@@ -63,34 +73,43 @@ def move_champion(
 ) -> Move | None:
     """Let the alias stand at a version and write the move down; None where it stands there already.
 
-    The alias is moved last: a move that broke off is made again by the same call.
+    The alias is moved last: a move that broke off is made again by the same call. One that broke off behind it, before
+    the pipeline runs were told, is told by the same call. Of two at once on a machine the second waits for the first.
 
     Raises:
         UnavailableError: the registry does not answer.
+        TemporaryError: another process has been moving this alias for a minute.
     """
-    before = aliases(client, workspace, name).get(CHAMPION)
-    if before == version:
-        return None
-    at = datetime.now(UTC).strftime(TIME_FORMAT)
-    move = Move(version, before, kind, at, by, because[:MOST_LETTERS])
-    try:
-        _write(client, name, move)
-    except server_errors() as error:
-        raise away(workspace, error) from None
-    try:
+    with file_lock(workspace.root / "champions" / f"{name}.move.lock"):
+        model = ask(lambda: client.get_registered_model(name), workspace)
+        moves = history(model.tags) if model else ()
+        before = str(model.aliases[CHAMPION]) if model and CHAMPION in model.aliases else None
+        if before == version:
+            if moves and moves[-1].version == version:
+                _tell_runs(client, name, moves[-1])
+            return None
+        who, why = _plain(by)[:MOST_LETTERS_OF_A_NAME], _plain(because)[:MOST_LETTERS]
+        move = Move(version, before, kind, _later(moves), who, why)
+        try:
+            _write(client, name, move)
+        except server_errors() as error:
+            raise away(workspace, error) from None
         _tell_runs(client, name, move)
-    except server_errors() as error:  # such as a run that was deleted; the champion is moved and written down
-        log.warning(
-            "the pipeline runs in MLflow do not say yet who is champion: %s", " ".join(str(error).split())[:200]
-        )
     log.info("models:/%s@%s is now version %s, before it %s", name, CHAMPION, version, before or "none")
     return move
 
 
-def aliases(client: MlflowClient, workspace: Workspace, name: str) -> dict[str, str]:
-    """Alias to version, empty where there is no such model."""
-    model = ask(lambda: client.get_registered_model(name), workspace)
-    return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
+def _later(moves: Sequence[Move]) -> str:
+    """Now, or just after the last move where this machine's clock is behind: the tags are read in the order of time."""
+    now = datetime.now(UTC)
+    if moves:
+        now = max(now, datetime.strptime(moves[-1].at, TIME_FORMAT).replace(tzinfo=UTC) + timedelta(microseconds=1))
+    return now.strftime(TIME_FORMAT)
+
+
+def _plain(text: str) -> str:
+    """Words as one line without control characters, which terminals obey and JSON writes with six letters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def actor() -> str:
@@ -111,16 +130,21 @@ def _write(client: MlflowClient, name: str, move: Move) -> None:
 
 
 def _tell_runs(client: MlflowClient, name: str, move: Move) -> None:
-    """So that the table of runs says which one made the champion, since when and why."""
+    """So that the table of runs says which one made the champion, since when and why. A warning where that fails, such
+    as for a run that was deleted: the champion is moved and written down.
+    """
     when = minute(move.at)
     sentences = {move.version: f"{name} v{move.version} since {when}, by {move.by}: {move.because}"}
     if move.before is not None:
         sentences[move.before] = f"no longer: {name} v{move.before} until {when}, then v{move.version}"
-    for version, sentence in sentences.items():
-        made_by = client.get_model_version(name, version).run_id
-        parent = client.get_run(made_by).data.tags.get(PARENT_TAG) if made_by else None
-        if parent:
-            client.set_tag(parent, IS_CHAMPION_TAG, sentence)
+    try:
+        for version, sentence in sentences.items():
+            made_by = client.get_model_version(name, version).run_id
+            parent = client.get_run(made_by).data.tags.get(PARENT_TAG) if made_by else None
+            if parent:
+                client.set_tag(parent, IS_CHAMPION_TAG, sentence)
+    except server_errors() as error:
+        log.warning("the pipeline runs in MLflow do not say yet who is champion: %s", one_line(error))
 
 
 def minute(at: str) -> str:

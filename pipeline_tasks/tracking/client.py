@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline_tasks.errors import TemporaryError, UnavailableError
+from pipeline_tasks.errors import ConfigurationError, TemporaryError, UnavailableError
 from pipeline_tasks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -16,10 +17,23 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+LOGIN = re.compile(r"(?<=://)[^/\s]*@")
+"""Of an address: `user:password@`."""
+
 
 def tracking_uri(workspace: Workspace) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite file in the workspace."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.root}/mlflow.db"
+
+
+def shown_uri(workspace: Workspace) -> str:
+    """The tracking store as a log or a sentence may name it: without user and password."""
+    return without_login(tracking_uri(workspace))
+
+
+def without_login(text: str) -> str:
+    """A text in which no address has a user or a password before its host any more."""
+    return LOGIN.sub("", text)
 
 
 def store_exists(workspace: Workspace) -> bool:
@@ -41,9 +55,32 @@ def connect(workspace: Workspace) -> MlflowClient:
 
     workspace.root.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(workspace)
+    if uri != shown_uri(workspace):  # MLflow prints the address of every run that ends, login included
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return MlflowClient(uri)
+
+
+def open_store(workspace: Workspace) -> MlflowClient:
+    """`connect` for those who cannot go on without an answer.
+
+    Raises:
+        ConfigurationError: MLFLOW_TRACKING_URI is of a kind that cannot be used here.
+        UnavailableError: a database does not answer.
+    """
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    try:
+        return connect(workspace)
+    except (ImportError, UnsupportedModelRegistryStoreURIException) as error:
+        reason = error if isinstance(error, ImportError) else "MLflow knows no such kind of address"
+        raise ConfigurationError(
+            f"MLFLOW_TRACKING_URI {shown_uri(workspace)} cannot be used ({reason}); give the address of a server, "
+            "http://HOST:PORT"
+        ) from None
+    except server_errors() as error:
+        raise away(workspace, error) from None
 
 
 def server_errors() -> tuple[type[Exception], ...]:
@@ -77,8 +114,12 @@ def ask(question: Callable[[], Answer], workspace: Workspace) -> Answer | None:
 
 def away(workspace: Workspace, error: Exception) -> UnavailableError:
     """The error of a registry that does not answer."""
-    text = " ".join(str(error).split())[:200]
-    place = tracking_uri(workspace)
+    place, text = shown_uri(workspace), one_line(error)
     return UnavailableError(
         f"the model registry at {place} does not answer ({text}); start it or set MLFLOW_TRACKING_URI"
     )
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's text, as a log may hold it."""
+    return without_login(" ".join(str(error).split()))[:200]

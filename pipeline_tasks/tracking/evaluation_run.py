@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from pipeline_tasks.tracking.client import connect, server_errors, tracking_uri
+from pipeline_tasks.tracking.client import connect, one_line, server_errors, shown_uri
 from pipeline_tasks.tracking.mirror import NOTE_TAG, RUN_TAG, STEP_TAG, address, find_or_create_experiment
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ def log_evaluation(workspace: Workspace, experiment: str, found: Evaluation, run
         client.set_terminated(made.run_id, status="FINISHED")
         return address(workspace, experiment_id, made.run_id)
     except server_errors() as error:
-        reason = " ".join(str(error).split())[:200]
-        log.warning("tracking server at %s is away (%s); the result is not in MLflow", tracking_uri(workspace), reason)
+        place, reason = shown_uri(workspace), one_line(error)
+        log.warning("tracking server at %s is away (%s); the result is not in MLflow", place, reason)
         return None

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.errors import UnavailableError
+from pipeline_tasks.steps import STEP_NAMES
 from pipeline_tasks.tracking import run_page
-from pipeline_tasks.tracking.client import connect, server_errors, tracking_uri
+from pipeline_tasks.tracking.client import connect, one_line, server_errors, shown_uri
 from pipeline_tasks.tracking.metric_lines import log_epochs, log_samples, metric_name
 from pipeline_tasks.workspace import Workspace, file_lock, write_json
 
@@ -112,7 +113,7 @@ class Tracker:
 
     def _warn(self, error: Exception) -> None:
         message = "tracking server at %s is away (%s); the step goes on, `nasline deliver` sends the rest later"
-        (log.debug if self._warned else log.warning)(message, tracking_uri(self._workspace), _one_line(error))
+        (log.debug if self._warned else log.warning)(message, shown_uri(self._workspace), one_line(error))
         self._warned = True
 
 
@@ -123,16 +124,22 @@ def deliver_run(workspace: Workspace, run: str) -> int:
         UnavailableError: the server is away.
     """
     workspace.read_run(run)
-    pending = sorted((workspace.run_directory(run) / "tracking" / "pending").glob("*.json"))
-    for path in pending:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    folder = workspace.run_directory(run) / "tracking" / "pending"
+    pending = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    for content in sorted(pending, key=lambda one: _place(one["reference"])):  # the last one closes the pipeline run
         tracker = Tracker(workspace, run, content["reference"])
         for name in ("metrics_file", "system_file", "artifacts"):
             content[name] = workspace.root / content[name] if content.get(name) else None
         tracker.record = StepRecord(**content)
         if tracker.deliver() is None:
-            raise UnavailableError(f"tracking server at {tracking_uri(workspace)} is away; try again later")
+            raise UnavailableError(f"tracking server at {shown_uri(workspace)} is away; try again later")
     return len(pending)
+
+
+def _place(reference: str) -> int:
+    """Of a step in the pipeline."""
+    step = reference.split("/")[0]
+    return STEP_NAMES.index(step) if step in STEP_NAMES else len(STEP_NAMES)
 
 
 def _log_step(client: MlflowClient, parent: dict[str, Any], state: dict[str, Any], record: StepRecord) -> None:
@@ -324,7 +331,7 @@ def _artifact_location() -> str | None:
 
 def address(workspace: Workspace, experiment_id: str, run_id: str) -> str:
     """Where a browser finds the run: the server, or the UI that `make up` starts on this machine."""
-    uri = tracking_uri(workspace)
+    uri = shown_uri(workspace)
     base = os.environ.get("NASLINE_MLFLOW_UI") or (uri if uri.startswith("http") else "http://127.0.0.1:5000")
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
@@ -353,7 +360,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _relative(path: Path | None, workspace: Workspace) -> str | None:
     return None if path is None else str(path.relative_to(workspace.root))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.run_facts import Curves, RunFacts
-from pipeline_tasks.tracking.client import ask, connect, store_exists
+from pipeline_tasks.tracking.client import ask, open_store, store_exists
 from pipeline_tasks.tracking.mirror import PARENT_TAG, RUN_TAG, STEP_TAG
 from pipeline_tasks.workspace import Workspace
 
@@ -29,7 +29,7 @@ def list_runs(workspace: Workspace, limit: int) -> list[RunFacts]:
     """
     if not store_exists(workspace):
         return []
-    client = connect(workspace)
+    client = open_store(workspace)
     found = ask(lambda: list(_first(_search(client, _pipeline()), limit)), workspace)
     return [_facts(one) for one in found or []]
 
@@ -42,7 +42,7 @@ def find_run(workspace: Workspace, run: str) -> RunFacts | None:
     """
     if not store_exists(workspace):
         return None
-    client = connect(workspace)
+    client = open_store(workspace)
     query = f"{_pipeline()} and tags.`{RUN_TAG}` = '{run}'"
     found = ask(lambda: next(_search(client, query), None), workspace)
     if found is None:

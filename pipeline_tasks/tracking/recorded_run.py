@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline_tasks.tracking.client import ask, connect, store_exists
+from pipeline_tasks.tracking.client import ask, open_store, store_exists
 from pipeline_tasks.tracking.mirror import RUN_FILE, RUN_TAG, STEP_TAG
 from pipeline_tasks.workspace import Workspace
 
@@ -26,7 +26,7 @@ def recorded_run(workspace: Workspace, run: str) -> RecordedRun | None:
     """
     if not store_exists(workspace):
         return None
-    client = connect(workspace)
+    client = open_store(workspace)
     return ask(lambda: _find(client, run), workspace)
 
 

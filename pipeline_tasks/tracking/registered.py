@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.tracking.champions import Move, history, made_champion
-from pipeline_tasks.tracking.client import ask, away, connect, server_errors, store_exists, tracking_uri
+from pipeline_tasks.tracking.client import ask, away, open_store, server_errors, shown_uri, store_exists
 from pipeline_tasks.tracking.registry import BUNDLE, CHAMPION, ENGINE_TAG, version_by_number
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from pipeline_tasks.workspace import Workspace
+
+NUMBER = re.compile(r"[0-9]{1,9}")
+MISSING = re.compile(r"No such|404 Client Error|error code 404")
+"""In what an artifact store says of a file that is not there."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def models(workspace: Workspace) -> list[RegisteredModel]:
     """
     if not store_exists(workspace):
         return []
-    client = connect(workspace)
+    client = open_store(workspace)
     found = ask(lambda: list(client.search_registered_models(max_results=1000)), workspace) or []
     known = [_model(one) for one in sorted(found, key=lambda one: str(one.name))]
     return [model for model in known if model.champion or model.moves]
@@ -70,10 +75,10 @@ def model(workspace: Workspace, name: str) -> RegisteredModel:
         DataError: the registry is empty or has no model of that name.
         UnavailableError: the registry does not answer.
     """
-    place = tracking_uri(workspace)
+    place = shown_uri(workspace)
     if not store_exists(workspace):
         raise DataError(f"the registry at {place} is empty; `nasline register` puts the first version there")
-    client = connect(workspace)
+    client = open_store(workspace)
     found = ask(lambda: client.get_registered_model(name), workspace)
     if found is None:
         names = _names(client, workspace)
@@ -89,8 +94,8 @@ def version(workspace: Workspace, name: str, number: str) -> Version:
         DataError: there is no such version, another hand registered it, or its files are gone.
         UnavailableError: the registry does not answer.
     """
-    client = connect(workspace)
-    found = version_by_number(client, workspace, name, number) if number.isdigit() else None
+    client, number = open_store(workspace), plain_number(number)
+    found = version_by_number(client, workspace, name, number) if NUMBER.fullmatch(number) else None
     if found is None:
         raise DataError(f"model {name!r} has no version {number!r}; it has {_numbers(client, workspace, name)}")
     if ENGINE_TAG not in found.tags:
@@ -98,6 +103,11 @@ def version(workspace: Workspace, name: str, number: str) -> Version:
     files = ("gate/verdict.json", "gate/latency.json", "engine/engine.json")
     verdict, latency, engine = (_read(workspace, name, number, file) for file in files)
     return Version(name, number, int(found.creation_timestamp), dict(found.tags), verdict, latency, engine)
+
+
+def plain_number(number: str) -> str:
+    """`02` as the registry writes it; what is no number stays."""
+    return str(int(number)) if NUMBER.fullmatch(number) else number
 
 
 def _model(found: Any) -> RegisteredModel:
@@ -122,7 +132,7 @@ def _read(workspace: Workspace, name: str, number: str, file: str) -> dict[str, 
     try:
         content: dict[str, Any] = mlflow.artifacts.load_dict(f"models:/{name}/{number}/artifacts/{BUNDLE}/{file}")
     except server_errors() as error:
-        if isinstance(error, FileNotFoundError) or any(word in str(error) for word in ("No such", "404")):
+        if isinstance(error, FileNotFoundError) or MISSING.search(str(error)):
             raise DataError(f"{name} v{number} lacks {file} in the artifact store; choose another version") from None
         raise away(workspace, error) from None
     return content

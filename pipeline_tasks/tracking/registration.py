@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.tracking.champions import actor, move_champion
-from pipeline_tasks.tracking.client import away, connect, server_errors
+from pipeline_tasks.tracking.client import away, open_store, server_errors
 from pipeline_tasks.tracking.model_signature import input_example, signature
 from pipeline_tasks.tracking.registry import BEST_TAG, BUNDLE, CANDIDATE, CHAMPION, ENGINE_TAG, VERDICT_TAG
 from pipeline_tasks.workspace import Workspace
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 log = logging.getLogger(__name__)
+
+MOST_LETTERS = 5000
+"""Of a version's description."""
+CUT = "\n\n(cut; all of it is in gate/verdict.json)"
 
 
 def register_bundle(
@@ -39,13 +43,13 @@ def register_bundle(
     Raises:
         UnavailableError: the registry does not answer; nothing was promoted.
     """
-    client = connect(workspace)
+    client = open_store(workspace)
     try:
         version = _existing_version(client, name, tags) or _new_version(client, name, bundle, run_id)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
         if description:
-            client.update_model_version(name, version, description)
+            client.update_model_version(name, version, shortened(description))
         client.set_registered_model_alias(name, CANDIDATE, version)
     except server_errors() as error:
         raise away(workspace, error) from None
@@ -53,6 +57,11 @@ def register_bundle(
         move_champion(client, workspace, name, version, "register", actor(), tags.get(VERDICT_TAG, ""))
     log.info("registered models:/%s/%s%s", name, version, ", now @champion" if promote else "")
     return {"model": name, "version": version, "aliases": [CANDIDATE, *([CHAMPION] if promote else [])]}
+
+
+def shortened(page: str) -> str:
+    """A page that MLflow's database keeps; a longer one is refused by a server on Postgres."""
+    return page if len(page) <= MOST_LETTERS else page[: MOST_LETTERS - len(CUT)] + CUT
 
 
 def _existing_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import digests
 from pipeline_tasks.errors import DataError
-from pipeline_tasks.tracking.client import ask, away, connect, server_errors, store_exists, tracking_uri
+from pipeline_tasks.tracking.client import ask, away, open_store, server_errors, shown_uri, store_exists
 from pipeline_tasks.workspace import Workspace, file_lock
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def find_champion(workspace: Workspace, name: str) -> dict[str, Any] | None:
     """
     if not store_exists(workspace):
         return None
-    client = connect(workspace)
+    client = open_store(workspace)
     version = version_by_alias(client, workspace, name, CHAMPION)
     if version is None:
         return None
@@ -74,7 +74,7 @@ def fetch_model(workspace: Workspace, uri: str) -> Path:
         DataError: no such model, alias or version.
         UnavailableError: the registry does not answer.
     """
-    client = connect(workspace)
+    client = open_store(workspace)
     name, version = _parse(client, workspace, uri)
     folder = workspace.root / "champions" / f"{name}-v{version.version}-{version.tags[ENGINE_TAG][:12]}"
     _fetch_bundle(workspace, f"models:/{name}/{version.version}", folder)
@@ -91,7 +91,7 @@ def _parse(client: MlflowClient, workspace: Workspace, uri: str) -> tuple[str, M
         version = version_by_number(client, workspace, name, number)
     if version is None or ENGINE_TAG not in version.tags:
         raise DataError(
-            f"{uri} is not in the registry at {tracking_uri(workspace)}; "
+            f"{uri} is not in the registry at {shown_uri(workspace)}; "
             "give models:/NAME@champion or models:/NAME/VERSION of a model that `nasline register` made"
         )
     return name, version

@@ -150,7 +150,7 @@ def _exact_copies(table: pa.Table) -> Mask:
 def _renumbered(boxes: JudgedTable, repairs: list[Repair]) -> pa.Array:
     """Ids of which each occurs once in the set: the first box keeps it, later ones get new numbers."""
     table, identifiers = boxes.rows, boxes.rows["annotation_id"].to_pylist()
-    numbers = [int(text) for text in identifiers if text and text.isascii() and text.isdecimal()]
+    numbers = [int(text) for text in identifiers if text and text.isascii() and text.isdecimal() and len(text) < 19]
     following, seen = max(numbers, default=0) + 1, set()
     again = boxes.bad["annotation_id_unique"]
     changed = np.zeros(len(table), np.bool_)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 from dag_helpers import FakeNasline
 from test_dag_chain import ALL_DAGS, load_dag, run
 
@@ -92,6 +93,8 @@ def test_a_promotion_waits_for_a_person_and_a_move_to_the_champion_for_nobody() 
     approve: Any = dag.get_task("approve")
     assert approve.downstream_task_ids == {"move"} and approve.defaults == ["Reject"]
     assert approve.response_timeout.days == 7
+    move: Any = dag.get_task("move")
+    assert dag.max_active_runs > 16 and move.max_active_tis_per_dag == 1, "a rollback waits for no promotion"
 
 
 def test_who_asked_and_who_approved_is_told() -> None:
@@ -100,6 +103,14 @@ def test_who_asked_and_who_approved_is_told() -> None:
     for answer, told in ((answered, "ada, approved by bob"), (None, "ada")):
         instance = SimpleNamespace(xcom_pull=lambda task_ids, answer=answer: answer)
         assert who({"dag_run": SimpleNamespace(triggering_user_name="ada"), "ti": instance}) == told
+
+
+def test_a_promotion_that_nobody_approved_is_refused_also_when_its_task_is_cleared() -> None:
+    require_approval = importlib.import_module("promotion_operator").require_approval
+    require_approval({"chosen_options": ["Approve"]})
+    for answer in (None, {}, {"chosen_options": ["Reject"]}):
+        with pytest.raises(AirflowFailException, match="nobody approved this promotion"):
+            require_approval(answer)
 
 
 def test_a_failure_is_told_with_its_first_line_and_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_tasks.__main__ import main
 from pipeline_tasks.errors import TemporaryError
-from pipeline_tasks.process import LAUNCHER_VARIABLE, PARENT_VARIABLE, Stopper, die_with_parent
+from pipeline_tasks.process import LAUNCHER_VARIABLE, PARENT_VARIABLE, Stopper, die_with_parent, end_undisturbed
 
 CHILD = textwrap.dedent(
     """
@@ -115,3 +116,28 @@ def test_signal_inside_a_training_loop_only_raises_the_flag() -> None:
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
+
+
+def test_signals_no_longer_disturb_a_process_that_says_how_it_ended() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        end_undisturbed()
+        assert all(signal.getsignal(number) is handler for number, handler in before.items()), "not a Stopper's"
+        Stopper().install()
+        end_undisturbed()
+        os.kill(os.getpid(), signal.SIGTERM)  # a Stopper would raise here
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_ctrl_c_ends_a_command_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline_tasks.parameter_file.parameter_file", interrupted)
+    assert main(["params"]) == 130
+    assert "interrupted by Ctrl-C" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from pipeline_tasks.engine_table import EngineRow, around_line, engine_table
 from pipeline_tasks.gate_latency import GateLatency
 from pipeline_tasks.gate_rules import judge
 from pipeline_tasks.params import Parameters
+from pipeline_tasks.tracking.registration import shortened
 
 ACCURACY = {"int8": {"map50_95": 0.4123}, "float": {"map50_95": 0.4151}, "int8_map_drop_points": 0.28}
 
@@ -24,6 +25,11 @@ def written(latency: GateLatency, **verdict: Any) -> tuple[dict[str, Any], dict[
     content |= {"target": {"target": "cpu", "runtime": "openvino"}, "champion_comparison": None, **verdict}
     told: tuple[dict[str, Any], ...] = json.loads(json.dumps([content, ACCURACY, latency.to_json()]))
     return told[0], told[1], told[2]
+
+
+def test_a_page_beyond_what_the_registry_keeps_is_cut_and_says_so() -> None:
+    assert shortened("x" * 5000) == "x" * 5000
+    assert len(shortened("x" * 5001)) == 5000 and shortened("x" * 5001).endswith("gate/verdict.json)")
 
 
 def test_tags_tell_accuracy_latency_and_where() -> None:

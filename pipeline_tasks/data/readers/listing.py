@@ -61,6 +61,14 @@ def _no_folder(folder: Path) -> str:
     return f"{folder} is not a folder; give the folder of a dataset"
 
 
+def _require_text(entry: os.DirEntry[str]) -> None:
+    """Names that were written in another encoding (old archives) are in no table."""
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of {os.fsencode(entry.path)!r} is no UTF-8 text; rename the file") from None
+
+
 class _Walk:
     """A walk that enters each real folder once, so that links cannot make it endless."""
 
@@ -72,6 +80,7 @@ class _Walk:
     def visit(self, folder: str, prefix: str) -> None:
         with os.scandir(folder) as entries:
             for entry in entries:
+                _require_text(entry)
                 if entry.is_symlink() and not self._may_follow(entry):
                     continue
                 if entry.is_dir():

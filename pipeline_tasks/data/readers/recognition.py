@@ -22,6 +22,7 @@ _LABEL_LINE = re.compile(r"\s*\d+(\s+[-+.\deEnaif]+){4,}\s*$")
 _MEMBER = {key: re.compile(rb'"%s"\s*:\s*\[' % key.encode()) for key in ("images", "annotations", "categories")}
 _FIELDS = {"images": (b'"file_name"', b'"width"'), "annotations": (b'"bbox"', b'"image_id"')}
 _NAMED_AS_COCO = re.compile(r"instances_.*\.json$|_annotations\.coco\.json$")
+_NAMES = re.compile(rb"(?m)^(\xef\xbb\xbf)?names\s*:")
 _OTHER_TASKS = re.compile(r"(captions|person_keypoints|panoptic|stuff|image_info|lvis)_")
 
 
@@ -94,7 +95,7 @@ def label_files(listing: Listing) -> list[str]:
 def yolo_description(listing: Listing) -> str | None:
     """The YAML file of a YOLO set: the topmost one that names classes."""
     files = sorted(listing.having(".yaml", ".yml"), key=lambda file: (file.count("/"), file))
-    return next((file for file in files[:GLANCED_FILES] if re.search(rb"(?m)^names\s*:", _glance(listing, file))), None)
+    return next((file for file in files[:GLANCED_FILES] if _NAMES.search(_glance(listing, file))), None)
 
 
 def _members(listing: Listing, file: str) -> set[str]:

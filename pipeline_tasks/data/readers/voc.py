@@ -6,6 +6,7 @@ from: most tools that write this format count from 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
@@ -19,6 +20,8 @@ from pipeline_tasks.errors import DataError
 PICTURE_FOLDERS = ("JPEGImages", "images", "")
 LONGEST_CLASS_NAME = 200
 _LARGEST_SIDE = 1_000_000
+_CLASS_FLAG = re.compile(r"\s+-?[01]$")
+"""What the lists of single classes add to a name; other blanks belong to it."""
 
 
 def read(listing: Listing, root_name: str, required_splits: Sequence[str], name: str) -> RawDataset:
@@ -135,9 +138,11 @@ def _corners(found: VocObject) -> tuple[Numbers, str | None]:
 def _split_lists(listing: Listing) -> dict[str, str]:
     """Picture name to split, from ImageSets/Main/{train,val,test}.txt; test wins over val, val over train."""
     splits: dict[str, str] = {}
+    flagged: dict[str, str] = {}
     for split in SPLITS:
         for file in listing.having(f"imagesets/main/{split}.txt"):
-            for line in (listing.folder / file).read_text("utf-8", "replace").splitlines():
-                if line.strip():
-                    splits[PurePosixPath(line.split()[0]).name] = split
-    return splits
+            for line in (listing.folder / file).read_text("utf-8-sig", "replace").splitlines():
+                if name := PurePosixPath(line.strip()).name:
+                    splits[name] = split
+                    flagged[_CLASS_FLAG.sub("", name)] = split
+    return flagged | splits

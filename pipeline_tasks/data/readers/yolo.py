@@ -55,27 +55,46 @@ class _Splits:
 
     def __init__(self, listing: Listing, described: YoloDescription) -> None:
         self._folders: dict[str, str] = {}
-        self._listed: dict[str, str] = {}
+        listed: dict[str, str] = {}
         for split, places in described.split_places.items():
             for place in places:
                 if place in listing.known and place.endswith(".txt"):
-                    self._read_list(listing, place, split)
+                    listed |= dict.fromkeys(_listed_pictures(listing, place), split)  # test wins over val over train
                 else:
                     self._folders.setdefault(place.rstrip("/"), split)  # some name one folder for train and val
+        self._listed = _with_ends(listed)
         self.rule = "data.yaml" if described.split_places else "folders"
 
-    def _read_list(self, listing: Listing, place: str, split: str) -> None:
-        for line in (listing.folder / place).read_text("utf-8", "replace").splitlines():
-            if line.strip():
-                self._listed[PurePosixPath(line.strip()).stem] = split
-
     def of(self, path: str) -> str:
-        stem = PurePosixPath(path).stem
-        if stem in self._listed:
-            return self._listed[stem]
+        listed = next((split for end in _ends(key_of(path)) if (split := self._listed.get(end))), None)
+        if listed is not None:
+            return listed
         own = (str(parent) for parent in PurePosixPath(path).parents)
         named = next((self._folders[folder] for folder in own if folder in self._folders), None)
         return named or split_of_path(path) or UNSPLIT
+
+
+def _listed_pictures(listing: Listing, place: str) -> list[str]:
+    """The pictures that a text file lists, without suffix."""
+    lines = (listing.folder / place).read_text("utf-8-sig", "replace").replace("\\", "/").splitlines()
+    return [key_of(line.strip()) for line in lines if PurePosixPath(line.strip()).name]
+
+
+def _with_ends(listed: dict[str, str]) -> dict[str, str]:
+    """The split by path and by each end of it, since lists have paths of the machine that wrote them; "" where pictures
+    of several splits end so.
+    """
+    found: dict[str, str] = {}
+    for key, split in listed.items():
+        for end in _ends(key):
+            found[end] = split if found.get(end, split) == split else ""
+    return found | listed
+
+
+def _ends(key: str) -> Iterator[str]:
+    """a/b/c, b/c and c."""
+    parts = PurePosixPath(key).parts
+    return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
 def _label_places(picture: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_tasks.data.picture_size import upright_size
-from pipeline_tasks.data.raw import RawDataset
+from pipeline_tasks.data.raw import UNLABELED_SPLIT, RawDataset
 from pipeline_tasks.errors import DataError
 
 SAME_AREA = 1e-6  # relative: areas that differ less are the box's own
@@ -105,7 +105,8 @@ def content_of(raw: RawDataset, source: Path | Mapping[int, Path]) -> tuple[Cont
         annotation_licence=str(metadata.licences.get("annotations", "unknown")),
         labelled=raw.labelled,
         pictures=tuple(
-            _picture(row, name, roots, grouped) for row, name in zip(images.to_pylist(), names, strict=True)
+            _picture(row if raw.labelled else row | {"split": UNLABELED_SPLIT}, name, roots, grouped)
+            for row, name in zip(images.to_pylist(), names, strict=True)
         ),
     )
     lost = [Lost("malformed image records", *bad_images), Lost("malformed annotations", *bad_boxes)]
@@ -153,24 +154,34 @@ def _names(paths: Sequence[str]) -> list[str]:
     """File names alone where they differ, else the paths below images/, numbered where even these repeat."""
     bare = [PurePosixPath(path).name for path in paths]
     names = bare if len(set(bare)) == len(bare) else [path.removeprefix("images/") for path in paths]
-    seen: Counter[str] = Counter()
+    return _numbered(names, str)
+
+
+def _numbered(names: Sequence[str], what_differs: Callable[[PurePosixPath], str]) -> list[str]:
+    """The names, repeated ones with a number behind the stem that no other name has."""
+    taken = {what_differs(PurePosixPath(name)) for name in names}
+    first: set[str] = set()
+    following: Counter[str] = Counter()
     unique = []
     for name in names:
-        seen[name] += 1
         path = PurePosixPath(name)
-        unique.append(name if seen[name] == 1 else str(path.with_name(f"{path.stem}_{seen[name]}{path.suffix}")))
+        key = what_differs(path)
+        if key in first:
+            while what_differs(numbered := path.with_stem(f"{path.stem}_{following[key] + 2}")) in taken:
+                following[key] += 1
+            path = numbered
+            taken.add(what_differs(path))
+        first.add(key)
+        unique.append(str(path))
     return unique
 
 
 def flat_names(content: Content) -> tuple[dict[str, str], list[Lost]]:
     """Names without folders whose stems differ, for formats with one label file a picture; what had to be renamed."""
-    names: dict[str, str] = {}
-    stems: Counter[str] = Counter()
-    for picture in content.pictures:
-        path = PurePosixPath(picture.name.replace("/", "__"))
-        stems[path.stem] += 1
-        names[picture.name] = str(path if stems[path.stem] == 1 else path.with_stem(f"{path.stem}_{stems[path.stem]}"))
-    renamed = [f"{name} -> {flat}" for name, flat in names.items() if name != flat]
+    given = [picture.name for picture in content.pictures]
+    flat = _numbered([name.replace("/", "__") for name in given], lambda path: path.stem)
+    names = dict(zip(given, flat, strict=True))
+    renamed = [f"{name} -> {new}" for name, new in names.items() if name != new]
     return names, [Lost("file names that had to change", len(renamed), renamed[0])] if renamed else []
 
 

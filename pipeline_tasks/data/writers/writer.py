@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_tasks.data.raw import RawDataset
+from pipeline_tasks.data.versioning import require_new
 from pipeline_tasks.data.writers import coco, objects365, voc, yolo
 from pipeline_tasks.data.writers.content import Content, Lost, content_of
 from pipeline_tasks.data.writers.files import write_text
@@ -48,13 +49,12 @@ def write_folder(
     are more text files by name. The folder is written beside `target` and renamed when it is whole.
 
     Raises:
-        UsageError: the format cannot be written, or `target` exists.
+        UsageError: the format cannot be written, or `target` exists or lies below a file.
         DataError: a picture is missing, or the format cannot hold such a set at all.
     """
     if format not in _WRITERS:
         raise UsageError(f"--format {format} cannot be written; formats are {', '.join(WRITABLE)}")
-    if target.exists():
-        raise UsageError(f"{target} exists; give a folder that does not exist yet")
+    require_new(target)
     content, lost = content_of(raw, source)
     if not content.pictures:
         raise DataError(f"there is no image to write to {target}")

@@ -21,6 +21,8 @@ def write(content: Content, target: Path) -> list[Lost]:
         lines = "".join(_line(box, picture) for box in picture.boxes if not box.iscrowd)
         write_text(target / "labels" / name.with_suffix(".txt"), lines)
     write_text(target / "data.yaml", _description(content))
+    if not set(content.splits) & set(SPLITS):
+        lost = [*lost, Lost("that the set has no splits (data.yaml calls all of it train)", len(content.pictures))]
     if content.category_ids != tuple(range(len(content.class_names))):
         lost = [*lost, Lost("category ids", len(content.category_ids), str(content.category_ids[0]))]
     return [*lost, *lost_to_plain_boxes(content)]

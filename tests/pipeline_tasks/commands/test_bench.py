@@ -182,6 +182,7 @@ def test_the_gates_record_counts_for_the_file_it_was_made_of(tmp_path: Path) -> 
     assert recorded_map(engine / "model.float.onnx") is None, "no engine was built from it"
     (engine / "model.onnx").write_bytes(b"another one")
     assert recorded_map(engine) is None
+    assert recorded_map(Path("/model.xml")) is None and recorded_map(Path("/etc/model.xml")) is None
 
 
 def test_names_are_as_short_as_they_tell_engines_apart() -> None:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from pipeline_tasks.data.readers import read_folder
+from pipeline_tasks.errors import DataError
 
 Nasline = Callable[..., str]
 
@@ -59,6 +61,27 @@ def test_repairs_only_what_is_unambiguous_and_records_it(nasline: Nasline, coco_
     assert raw.boxes["x"].to_pylist()[0] == 0 and raw.boxes["w"].to_pylist()[0] == 9.5
     error = nasline("data", "validate", fixed, code=65)
     assert "has 1 errors: box_inside_image (1)" in error  # left for a person to decide
+
+
+def test_ids_of_more_digits_than_python_reads_are_repaired(nasline: Nasline, coco_folder: Any, tmp_path: Path) -> None:
+    with coco_folder.edit("train") as content:
+        content["annotations"][0]["id"] = "9" * 5000
+        content["annotations"][2]["id"] = content["annotations"][1]["id"]
+    nasline("data", "validate", coco_folder.path, "--fix", "--to", tmp_path / "fixed", code=65)
+    assert len(read_folder(tmp_path / "fixed").boxes) == 24
+
+
+def test_report_is_whole_or_absent(
+    nasline: Nasline, coco_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise DataError("broken off")
+
+    monkeypatch.setattr("pipeline_tasks.validation.report.write", broken)
+    nasline("data", "validate", coco_folder.path, "--out", tmp_path / "report", code=65)
+    assert not (tmp_path / "report").exists() and not (tmp_path / ".report.incoming").exists()
+    (tmp_path / "file").touch()
+    assert "which is a file" in nasline("data", "validate", coco_folder.path, "--out", tmp_path / "file/x", code=2)
 
 
 def test_clean_folder_of_any_format(nasline: Nasline, shared: Path, tmp_path: Path) -> None:

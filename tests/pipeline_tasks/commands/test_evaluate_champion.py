@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,11 @@ def test_the_same_champion_on_the_same_data_is_measured_once(
     (champion / "gate" / "accuracy.json").unlink()
     with pytest.raises(DataError, match="cells v3 has no accuracy of the gate to compare with"):
         evaluate_champion.evaluate_champion(workspace, parameters)
+
+
+@pytest.mark.parametrize("options", ["[1]", "null", "{"])
+def test_options_that_are_no_object_are_refused(nasline: Callable[..., str], options: str) -> None:
+    assert "--options-json " in nasline("evaluate-champion", "--options-json", options, code=2)
 
 
 def test_without_a_champion_there_is_nothing_to_measure(

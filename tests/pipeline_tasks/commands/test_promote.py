@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
+import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 from tracked_runs import ACCEPTED, REJECTED, Registry
 
 from pipeline_tasks.commands import champion
-from pipeline_tasks.errors import DataError, UnavailableError, UsageError
+from pipeline_tasks.errors import ConfigurationError, DataError, UnavailableError, UsageError
 from pipeline_tasks.promotion import carry_out, plan_promotion, plan_rollback
-from pipeline_tasks.tracking import registered
+from pipeline_tasks.tracking import champions, mirror, registered
 from pipeline_tasks.tracking.champions import move_champion
-from pipeline_tasks.tracking.client import connect
+from pipeline_tasks.tracking.client import connect, one_line
 from pipeline_tasks.workspace import Workspace
 
 
@@ -155,6 +161,130 @@ def test_a_move_that_broke_off_is_made_by_the_same_call(
     assert registry.champion == "2"
     rollback(workspace, registry)
     assert registry.champion == "1"
+
+
+def test_a_rollback_behind_a_promotion_that_broke_off_does_not_bring_the_bad_version_back(
+    workspace: Workspace, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1", "2"):
+        promote(workspace, registry, version)
+    rollback(workspace, registry)
+    broken = connect(workspace)
+    monkeypatch.setattr(broken, "set_registered_model_alias", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        move_champion(broken, workspace, registry.name, "3", "promote", "ada", "x")
+    assert "v1, champion; a move to v3 broke off at 20" in printed(workspace, registry.name)
+    rollback(workspace, registry)
+    assert registry.champion == "1"
+
+
+def test_of_two_moves_at_once_the_second_knows_of_the_first(workspace: Workspace, registry: Registry) -> None:
+    promote(workspace, registry, "1")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda version: promote(workspace, registry, version), ("2", "3")))
+    _, first, second = registry.log()
+    assert (first["before"], second["before"]) == ("1", first["version"])
+    assert registry.champion == second["version"]
+
+
+def test_two_rollbacks_planned_at_once_make_one(
+    workspace: Workspace, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in registry.versions:
+        promote(workspace, registry, version)
+    plans = [plan_rollback(workspace, registry.name) for _ in range(2)]
+    with caplog.at_level("INFO"):
+        for plan in plans:
+            carry_out(workspace, plan, "ada", "worse")
+    assert registry.champion == "2" and len(registry.log()) == 4
+    assert f"nothing to do: {registry.name} v2 is champion already" in caplog.text
+
+
+def test_a_clock_that_is_behind_keeps_the_order(
+    workspace: Workspace, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1", "2"):
+        promote(workspace, registry, version)
+    behind = Mock(wraps=champions.datetime)
+    behind.now.return_value = datetime(2020, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(champions, "datetime", behind)
+    rollback(workspace, registry)
+    assert [move["version"] for move in registry.log()] == ["1", "2", "1"]
+
+
+def test_a_reason_is_one_line_that_a_terminal_may_show_and_mlflow_keeps(
+    workspace: Workspace, registry: Registry
+) -> None:
+    promote(workspace, registry, "1", 'two\nlines \x1b[2J\x00" | `$(date)`' + '"\x01' * 5000, by="ada\n" * 500)
+    (move,) = registry.log()
+    assert move["because"].startswith('two lines [2J " | `$(date)`"') and move["because"].isprintable()
+    tags = registry.client.get_registered_model(registry.name).tags
+    assert all(len(value) < 5000 for value in tags.values())
+
+
+def test_a_number_is_read_as_the_registry_writes_it(workspace: Workspace, registry: Registry) -> None:
+    promote(workspace, registry, "01")
+    promote(workspace, registry, "1")
+    assert registry.champion == "1" and len(registry.log()) == 1
+    with pytest.raises(DataError, match="has no version '²'"):
+        promote(workspace, registry, "²")
+
+
+def test_tags_and_models_of_other_hands_do_not_stop_the_commands(
+    workspace: Workspace, registry: Registry, nasline: Callable[..., str]
+) -> None:
+    promote(workspace, registry, "1")
+    registry.client.set_registered_model_tag(registry.name, "nasline.champion.note", "ours!")
+    rollback(workspace, registry, to="1")
+    other = Registry(registry.client, registry.folder, f"{registry.name}-other")
+    registry.client.set_registered_model_alias(other.name, "champion", other.add(ours=False))
+    said = nasline("champion", code=0)
+    assert f"{registry.name} v1, champion since 20" in said
+    assert f"{other.name} is left out: {other.name} v1 was not made by nasline" in said
+    assert "was not made by nasline" in nasline("champion", other.name, code=65)
+
+
+def test_an_artifact_store_that_is_away_is_no_missing_file(
+    workspace: Workspace, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = MlflowException("HTTPConnectionPool(host='store', port=40404): Max retries exceeded")
+    monkeypatch.setattr(mlflow.artifacts, "load_dict", Mock(side_effect=away))
+    with pytest.raises(UnavailableError, match="port=40404"):
+        promote(workspace, registry, "1")
+
+
+def test_a_password_in_the_servers_address_is_told_nowhere(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:s3cr:t@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UnavailableError) as refused:
+        plan_promotion(workspace, "cells", "1")
+    assert "s3cr" not in str(refused.value) and "registry at http://127.0.0.1:9 does" in str(refused.value)
+    assert mirror.address(workspace, "1", "2") == "http://127.0.0.1:9/#/experiments/1/runs/2"
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"
+    assert one_line(ValueError("postgresql://u:p@ss@db/x is\naway")) == "postgresql://db/x is away"
+
+
+@pytest.mark.parametrize("address", ["htp://u:s3cr@x", "mssql+nodriver://u:s3cr@127.0.0.1:9/db"])
+def test_an_address_that_mlflow_cannot_use_is_told(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises((ConfigurationError, UnavailableError)) as refused:
+        plan_promotion(workspace, "cells", "1")
+    assert "MLFLOW_TRACKING_URI" in str(refused.value) and "s3cr" not in str(refused.value)
+
+
+def test_a_database_that_is_damaged_is_told(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damaged.db").write_text("not a database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/damaged.db")
+    with pytest.raises(UnavailableError, match="file is not a database"):
+        plan_promotion(workspace, "cells", "1")
 
 
 def test_a_registry_that_is_away_is_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,8 @@ from pipeline_tasks.overlaid_curves import draw
 from pipeline_tasks.promotion import carry_out, plan_promotion
 from pipeline_tasks.run_facts import in_workspace
 from pipeline_tasks.tracking.client import connect
-from pipeline_tasks.tracking.mirror import Tracker
-from pipeline_tasks.tracking.pipeline_runs import find_run
+from pipeline_tasks.tracking.mirror import Tracker, deliver_run
+from pipeline_tasks.tracking.pipeline_runs import find_run, list_runs
 from pipeline_tasks.workspace import Workspace
 
 
@@ -114,6 +116,49 @@ def test_a_server_that_is_away_leaves_the_workspaces_runs(
         compare.read(workspace, "nobody")
 
 
+def test_a_move_that_broke_off_before_the_runs_were_told_is_told_by_the_same_call(workspace: Workspace) -> None:
+    client = connect(workspace)
+    parent = client.search_runs([client.get_experiment_by_name("cells").experiment_id], "tags.`nasline.run` = 'good'")
+    (run_id,) = [one.info.run_id for one in parent if one.data.tags["nasline.step"] == "pipeline"]
+    told = client.get_run(run_id).data.tags["nasline.is_champion"]
+    client.delete_tag(run_id, "nasline.is_champion")
+    carry_out(workspace, plan_promotion(workspace, "cells", "1"), "bob", "again")
+    assert client.get_run(run_id).data.tags["nasline.is_champion"] == told
+
+
+def test_a_damaged_run_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    workspace = Workspace(tmp_path / "workspace")
+    for run in ("cut", "old", "whole"):
+        write_run(workspace, run, 0.5)
+    (workspace.run_directory("cut") / "run.json").write_text('{"run": "cu')
+    old = workspace.read_run("old")
+    workspace.write_run("old", {name: value for name, value in old.items() if name != "created_ms"})
+    assert [one.run for one in runs.collect(workspace, 5)[0]] == ["whole"]
+    assert "run cut is left out: " in caplog.text and "run old is left out: its files lack 'created_ms'" in caplog.text
+
+
+def test_delivered_late_the_last_step_closes_the_pipeline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, store = Workspace(tmp_path / "workspace"), f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    write_run(workspace, "late", 0.5, version="cells v1")
+    failed = Tracker(workspace, "late", "teach")
+    failed.record.status = "FAILED"
+    assert failed.deliver() is not None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for step, outcome in (("teach", None), ("register", {"nasline.verdict": ACCEPTED})):
+        tracker = Tracker(workspace, "late", step)
+        tracker.record.status, tracker.record.outcome = "FINISHED", outcome
+        assert tracker.deliver() is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert deliver_run(workspace, "late") == 2
+    (found,) = list_runs(workspace, 1)
+    assert (found.state, found.verdict) == ("finished", ACCEPTED)
+
+
 def test_a_comparison_shows_what_differs(workspace: Workspace) -> None:
     found = [compare.read(workspace, run) for run in ("good", "bad")]
     assert compare.differing_parameters(found) == [("distill.epochs", "3", "2")]
@@ -123,6 +168,13 @@ def test_a_comparison_shows_what_differs(workspace: Workspace) -> None:
     said = "\n".join(compare.lines(found))
     assert "parameters that differ  good  bad" in said and "start.dataset" not in said
     assert "parameters are equal" in "\n".join(compare.lines([found[0], found[0]]))
+
+
+def test_what_other_releases_and_broken_measurements_left_is_shown_too(workspace: Workspace, tmp_path: Path) -> None:
+    (one,) = [in_workspace(workspace, "good")]
+    other = replace(one, metrics={"gate/a": math.nan, "gate/b": math.inf}, curves={"tune": one.curves["distill"]})
+    assert draw([one, other], tmp_path / "curves.png")
+    assert "gate/a" in "\n".join(compare.lines([one, other]))
 
 
 def test_curves_of_all_runs_are_in_one_picture(workspace: Workspace, tmp_path: Path) -> None:

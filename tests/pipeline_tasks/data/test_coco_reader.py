@@ -242,3 +242,22 @@ def test_licences_of_coco_images_keep_their_names(shared: Path) -> None:
     licences = read_coco_folder(shared / "data/pretrain_general", "pretrain").metadata.licences
     assert licences["images"]["Attribution-NonCommercial-ShareAlike License"] == 155
     assert licences["annotations"] == "unknown"  # the file lists eight licences, all of images
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_licence_without_a_name_is_unknown(coco_folder: Any, name: str | None) -> None:
+    """As CVAT and labelme write it."""
+    for split in ("train", "val", "test"):
+        with coco_folder.edit(split) as content:
+            content["licenses"] = [{"id": 0, "name": name, "url": name}]
+            for image in content["images"]:
+                image["license"] = 0
+    assert read_coco_folder(coco_folder.path, "target").metadata.licences["images"] == {"unknown": 12}
+
+
+@pytest.mark.parametrize("where", ["images", "categories"])
+def test_half_a_surrogate_pair_is_told_with_its_file(coco_folder: Any, where: str) -> None:
+    with coco_folder.edit("val") as content:
+        content[where][0]["file_name" if where == "images" else "name"] = "\ud800"
+    with pytest.raises(DataError, match=r"instances_val.json: '\\ud800' is no Unicode text"):
+        read_coco_folder(coco_folder.path, "target")

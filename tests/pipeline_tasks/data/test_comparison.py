@@ -78,6 +78,11 @@ def test_class_drift_is_measured_by_name(versions: tuple[Any, Any]) -> None:
     assert not found.equal and "square: 12 -> no such class boxes, -50.00 points of all" in text(found)
 
 
+def test_json_that_is_a_folder_is_refused(versions: tuple[Any, Any], nasline: Any, tmp_path: Path) -> None:
+    options = (versions[0].path, versions[1].path, "--json", tmp_path)
+    assert "is no place for a file" in nasline("data", "diff", *options, code=2)
+
+
 def test_command_writes_the_whole_comparison(versions: tuple[Any, Any], nasline: Any, tmp_path: Path) -> None:
     before, after = versions
     with after.edit("val") as content:

@@ -139,6 +139,21 @@ def test_killed_while_dvc_adds_leaves_a_note(project: Path, coco_folder: Any, mo
     assert collect(project).orphans == []
 
 
+def test_workspace_that_is_not_there_is_refused(two_versions: Any, project: Path, nasline: Any) -> None:
+    output = nasline("data", "gc", project, "--workspace", "typo", "--delete", code=2)
+    assert "--workspace typo is not a folder" in output
+
+
+def test_usual_workspace_is_that_of_the_project_too(
+    two_versions: Any, project: Path, nasline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASLINE_WORKSPACE", "runs_of_mine")
+    run = {"run": "r", "datasets": {"target": {"digest": "0" * 32 + ".dir"}}, "steps": {}}
+    (project / "runs_of_mine/runs/r").mkdir(parents=True)
+    (project / "runs_of_mine/runs/r/run.json").write_text(json.dumps(run))
+    assert "nothing was deleted: the list of files of 000" in nasline("data", "gc", project, "--delete", code=65)
+
+
 def test_outside_of_a_project(tmp_path: Path) -> None:
     for function in (collect, list_sets):
         with pytest.raises(UsageError, match="outside of a DVC project; make one with `nasline init DIR`"):

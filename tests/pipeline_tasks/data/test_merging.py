@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign_sets import write_picture
 
 from pipeline_tasks.data.comparison import compare
 from pipeline_tasks.data.merging import merge, read_class_map
 from pipeline_tasks.data.sets import open_set
 from pipeline_tasks.data.writers import write_folder
 from pipeline_tasks.errors import DataError
+from pipeline_tasks.workspace import write_json
 
 
 def rename(folder: Any, **names: str) -> None:
@@ -55,6 +57,31 @@ def test_classes_that_differ_need_a_word(make_coco_folder: Any, tmp_path: Path) 
     assert merged.dropped_boxes == {"star": 12} and merged.partly_labelled == ["square"]
     assert Counter(merged.raw.boxes["category"].to_pylist()) == {0: 24, 1: 12}
     assert merged.raw.boxes["image_id"].to_pylist()[-1] == merged.raw.images["image_id"].to_pylist()[-1] == 23
+
+
+def test_equal_names_get_numbers_that_no_other_picture_has(tmp_path: Path) -> None:
+    for place, names in (("one", ("a", "a_2")), ("two", ("a",))):
+        for row, name in enumerate(names):
+            write_picture(tmp_path / place / f"images/{name}.jpg", seed=10 * len(names) + row)
+        images = [{"id": i, "file_name": f"{n}.jpg", "width": 48, "height": 32} for i, n in enumerate(names)]
+        boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 5, 5]} for i in range(len(names))]
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "c"}]}
+        write_json(tmp_path / place / "annotations/instances_train.json", content)
+    with open_set(str(tmp_path / "one")) as one, open_set(str(tmp_path / "two")) as two:
+        pictures = {path.read_bytes() for path in tmp_path.rglob("*.jpg")}
+        merged = merge([one, two])
+        write_folder(merged.raw, merged.folders, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out/images").iterdir()) == ["a.jpg", "a_2.jpg", "a_3.jpg"]
+    assert {path.read_bytes() for path in (tmp_path / "out/images").iterdir()} == pictures
+    with open_set(str(tmp_path / "out")) as out:
+        assert len(set(out.raw.images["path"].to_pylist())) == 3
+
+
+@pytest.mark.parametrize("command", [("export", "--format", "yolo"), ("split",), ("merge",)])
+def test_target_below_a_file_is_refused(coco_folder: Any, tmp_path: Path, nasline: Any, command: Any) -> None:
+    (tmp_path / "file").touch()
+    output = nasline("data", command[0], coco_folder.path, *command[1:], "--to", tmp_path / "file/out", code=2)
+    assert f"lies below {tmp_path / 'file'}, which is a file" in output
 
 
 def test_class_map_that_fits_nothing_is_refused(coco_folder: Any, tmp_path: Path) -> None:

@@ -104,6 +104,11 @@ def test_a_set_without_boxes(coco_folder: Any, tmp_path: Path, nasline: Any) -> 
     assert "12 images, 0 boxes, 0 classes" in (tmp_path / "page/index.html").read_text()
 
 
+def test_negative_number_of_pictures_is_refused(coco_folder: Any, tmp_path: Path, nasline: Any) -> None:
+    options = ("--out", tmp_path / "page", "--pictures", -1)
+    assert "--pictures -1 must not be negative" in nasline("data", "show", coco_folder.path, *options, code=2)
+
+
 def test_pictures_that_cannot_be_read_are_left_out(coco_folder: Any, tmp_path: Path) -> None:
     coco_folder.image("train", 1).unlink()
     coco_folder.image("train", 2).write_bytes(b"no picture")

@@ -44,7 +44,7 @@ def test_dvc_sees_the_sets_of_a_new_project_and_of_this_repository(
     (tmp_path / "mine/.gitignore").write_text("/data/*\n!/data/*.dvc\n")
     with pytest.raises(DataError, match=r"data is ignored by Git as DVC reads \.gitignore"):
         add(coco_folder.path, to=tmp_path / "mine/data/other")
-    assert not (tmp_path / "mine/data/other.dvc").exists()
+    assert sorted(path.name for path in (tmp_path / "mine/data").iterdir()) == [".gitignore", "set", "set.dvc"]
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
@@ -54,6 +54,22 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     assert init(tmp_path) == []
     (tmp_path / "dvc.yaml").unlink()
     assert init(tmp_path) == ["dvc.yaml"]
+
+
+def test_remote_is_added_later_and_never_exchanged(tmp_path: Path) -> None:
+    init(tmp_path / "mine")
+    assert init(tmp_path / "mine", str(tmp_path / "store")) == ["the remote"]
+    assert init(tmp_path / "mine", str(tmp_path / "store")) == []
+    with pytest.raises(UsageError, match=r"has the remote storage .*store already"):
+        init(tmp_path / "mine", "s3://bucket/sets")
+    assert dvc_remote(tmp_path / "mine/data/set") == f"storage {tmp_path / 'store'}"
+
+
+@pytest.mark.parametrize("remote", ["", "s3://", "s3:/bucket", "ftp://host/sets"])
+def test_remote_of_another_kind_is_refused_before_anything_is_made(tmp_path: Path, remote: str) -> None:
+    with pytest.raises(UsageError, match=r"must be a folder or s3://BUCKET/PREFIX"):
+        init(tmp_path / "mine", remote)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_inside_another_project_or_a_file(tmp_path: Path) -> None:

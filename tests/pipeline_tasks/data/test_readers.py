@@ -94,6 +94,19 @@ def test_voc(tmp_path: Path) -> None:
     assert note.rule == "file_name_matches" and "<filename>b</filename> does not exist" in note.detail
 
 
+def test_voc_split_lists_with_blanks_in_names_and_a_byte_order_mark(tmp_path: Path) -> None:
+    for stem in ("pic 1", "pic 2", "pic"):
+        write_picture(tmp_path / f"JPEGImages/{stem}.jpg", seed=ord(stem[-1]))
+        write_voc(tmp_path, stem, ("dog", 1, 2, 11, 22))
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("pic 1\n", encoding="utf-8-sig")
+    (tmp_path / "ImageSets/Main/val.txt").write_text("pic 2\n")
+    (tmp_path / "ImageSets/Main/test.txt").write_text("pic -1\n")
+    images = read_folder(tmp_path).images
+    splits = dict(zip(images["path"].to_pylist(), images["split"].to_pylist(), strict=True))
+    assert splits == {"JPEGImages/pic 1.jpg": "train", "JPEGImages/pic 2.jpg": "val", "JPEGImages/pic.jpg": "test"}
+
+
 VOC_FAULTS = [
     ("<object><bndbox/></object>", "has no <name>"),
     ("<object><name>x</name><bndbox><xmin>1</xmin></bndbox></object>", "has no <ymin>"),
@@ -142,6 +155,20 @@ def test_yolo(tmp_path: Path) -> None:
         ("label_file_filled", "labels/val/b.txt"),
         ("label_file_present", "images/val/c.jpg"),
     ]
+
+
+@pytest.mark.parametrize("prefix", ["./images/", "/data/of/another/images/", "..\\images\\"])
+def test_yolo_lists_tell_pictures_of_one_name_apart(tmp_path: Path, prefix: str) -> None:
+    for part in ("a", "b"):
+        for stem in ("1", "2"):
+            write_yolo(tmp_path, f"{part}/{stem}", "0 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "train.txt").write_text(f"{prefix}a/1.jpg\n{prefix}a/2.jpg\n", encoding="utf-8-sig")
+    (tmp_path / "val.txt").write_text(f"{prefix}b/1.jpg\n{prefix}b/2.jpg\n")
+    (tmp_path / "data.yaml").write_text("names: [x]\ntrain: train.txt\nval: val.txt\n", encoding="utf-8-sig")
+    raw = read_folder(tmp_path)
+    assert raw.metadata.class_names == ("x",)
+    assert raw.images["path"].to_pylist() == [f"images/{part}/{stem}.jpg" for part in "ab" for stem in "12"]
+    assert raw.images["split"].to_pylist() == ["train", "train", "val", "val"]
 
 
 YOLO_FAULTS = [
@@ -263,6 +290,14 @@ def test_what_is_no_dataset_is_refused_with_a_sentence(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(DataError, match="is an archive, which is not read; unpack it"):
             recognise(tmp_path / name)
+
+
+def test_names_that_are_no_text_are_refused(coco_folder: Any) -> None:
+    file = os.fsencode(coco_folder.path) + b"/images/gr\xfcn.jpg"
+    with open(file, "wb"):
+        pass
+    with pytest.raises(DataError, match=r"gr\\xfcn.jpg' is no UTF-8 text; rename the file"):
+        recognise(coco_folder.path)
 
 
 def test_links_out_of_the_folder_are_refused(coco_folder: Any, tmp_path: Path) -> None:

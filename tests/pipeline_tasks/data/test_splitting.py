@@ -100,6 +100,8 @@ def test_copies_and_lookalikes_are_found_and_end_in_one_split(coco_folder: Any, 
     ("rule", "sentence"),
     [
         ({"shares": (0.8, 0.1, 0.2)}, "must be three numbers that sum to 1"),
+        ({"shares": (0.5, 0.5, float("nan"))}, "must be three numbers that sum to 1"),
+        ({"near_bits": 64}, "--near-bits 64 must be below 64"),
         ({"method": "film"}, "--by film is unknown"),
         ({"method": "group"}, "--by group needs --group"),
         ({"method": "group", "group": "("}, "is no regular expression"),
@@ -108,6 +110,11 @@ def test_copies_and_lookalikes_are_found_and_end_in_one_split(coco_folder: Any, 
 def test_wrong_rules_are_refused(coco_folder: Any, rule: Any, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         divided(coco_folder.path, SplitRule(**{"near_bits": None, **rule}))
+
+
+def test_unlabelled_set_is_not_divided(coco_folder: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no annotations: an unlabelled set is used whole"):
+        divided(coco_folder.path / "images", SplitRule())
 
 
 def test_wrong_options_are_refused(coco_folder: Any, nasline: Any) -> None:

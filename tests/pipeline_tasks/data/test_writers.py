@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,9 @@ def test_what_plain_boxes_cannot_hold_is_told(coco_folder: Any, tmp_path: Path, 
 
 
 def test_pictures_of_one_name_stay_apart(tmp_path: Path) -> None:
-    names = ("images/a/x.jpg", "images/b/x.jpg", "images/a/x.png", "images/a__x.jpg")
+    names = ("images/a/x.jpg", "images/b/x.jpg", "images/a/x.png", "images/a__x.jpg", "images/a__x_2.jpg")
     images = [{"id": i, "file_name": n[7:], "width": 48, "height": 32} for i, n in enumerate(names)]
-    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [i, i, 5, 5]} for i in range(4)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [i, i, 5, 5]} for i in range(5)]
     for row, name in enumerate(names):
         write_picture(tmp_path / "set" / name, row)
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "c"}]}
@@ -96,8 +97,8 @@ def test_pictures_of_one_name_stay_apart(tmp_path: Path) -> None:
     for form in WRITABLE:
         written = write_folder(before, tmp_path / "set", tmp_path / form, form)
         after = read_folder(written.folder)
-        assert len(set(after.images["path"].to_pylist())) == 4
-        assert sorted(after.boxes["x"].to_pylist()) == pytest.approx([0, 1, 2, 3], abs=TOLERANCE_PX)
+        assert len(set(after.images["path"].to_pylist())) == 5
+        assert sorted(after.boxes["x"].to_pylist()) == pytest.approx([0, 1, 2, 3, 4], abs=TOLERANCE_PX)
         assert any("file names" in lost.what for lost in written.lost) == (form in ("yolo", "voc"))
 
 
@@ -126,6 +127,26 @@ def test_unlabelled_sets_become_image_lists(shared: Path, tmp_path: Path) -> Non
         write_folder(before, folder, tmp_path / "yolo", "yolo")
 
 
+def test_unlabelled_pictures_of_several_splits_are_in_one_list(tmp_path: Path) -> None:
+    for row in range(3):
+        write_picture(tmp_path / f"set/{row}.jpg", row)
+    raw = read_folder(tmp_path / "set")
+    place = raw.images.schema.get_field_index("split")
+    split = replace(raw, images=raw.images.set_column(place, "split", pa.array(["train", "val", "test"])))
+    written = write_folder(split, tmp_path / "set", tmp_path / "out")
+    assert len(read_folder(written.folder).images) == 3
+
+
+def test_yolo_cannot_hold_that_a_set_has_no_splits(tmp_path: Path) -> None:
+    write_picture(tmp_path / "set/a.jpg", 0)
+    (tmp_path / "set/a.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    written = write_folder(read_folder(tmp_path / "set"), tmp_path / "set", tmp_path / "out", "yolo")
+    assert [str(lost) for lost in written.lost] == [
+        "lost: that the set has no splits (data.yaml calls all of it train) (1)"
+    ]
+    assert read_folder(tmp_path / "out").images["split"].to_pylist() == ["train"]
+
+
 def test_nothing_half_written_is_left(coco_folder: Any, tmp_path: Path) -> None:
     raw = read_folder(coco_folder.path)
     coco_folder.image("test", 2).unlink()
@@ -142,5 +163,5 @@ def test_nothing_half_written_is_left(coco_folder: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
     with pytest.raises(UsageError, match="formats are coco, yolo, voc, objects365"):
         write_folder(raw, coco_folder.path, tmp_path / "out", "tfrecord")
-    with pytest.raises(UsageError, match="exists; give a folder that does not exist yet"):
+    with pytest.raises(UsageError, match="exists; choose a folder that does not"):
         write_folder(raw, coco_folder.path, coco_folder.path)
