@@ -234,7 +234,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     beside.mkdir(parents=True)
     try:
         yield beside
-    except BaseException:
+    except BaseException:  # also Ctrl-C: nothing half-written stays
         shutil.rmtree(beside, ignore_errors=True)
         raise
     beside.rename(target)

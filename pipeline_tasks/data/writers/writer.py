@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_tasks.data.raw import RawDataset
-from pipeline_tasks.data.versioning import require_new
+from pipeline_tasks.data.versioning import require_new, written_aside
 from pipeline_tasks.data.writers import coco, objects365, voc, yolo
 from pipeline_tasks.data.writers.content import Content, Lost, content_of
 from pipeline_tasks.data.writers.files import write_text
@@ -62,15 +61,8 @@ def write_folder(
         raise DataError(
             f"the set has no classes and no boxes, which {format} cannot tell from missing labels; use coco"
         )
-    beside = target.with_name(f".{target.name}.incoming")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with written_aside(target) as beside:
         lost += _WRITERS[format](content, beside)
         for name, text in (notes or {}).items():
             write_text(beside / name, text)
-        beside.rename(target)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     return Written(target, format, len(content.pictures), sum(1 for _ in content.boxes()), tuple(lost))
