@@ -40,8 +40,8 @@ class Comparison:
     """The candidate beside a registered engine: mean AP50-95 over the classes both know, on the clean test images.
 
     share_of_resamples_worse: share of bootstrap resamples of the images in which the candidate is worse.
-    interval_points: 95 % of the resampled differences lie in it. The numbers are None when there is no clean image or
-    no class in common. hashed: whether near-duplicates could be looked for, not only equal files.
+    interval_points: 95 % of the resampled differences lie in it. The numbers are None when there is no clean image,
+    no class in common, or no box of one. hashed: whether near-duplicates could be looked for, not only equal files.
     """
 
     champion: str
@@ -158,11 +158,15 @@ def _version(best: Path) -> str:
 
 def _not_worse(name: str, compared: Comparison, margin: float) -> list[Rule]:
     """ "Worse" needs both: a difference beyond the margin, and at least 95 % of the resamples on the other's side, so
-    that neither noise nor a tiny loss decides. Nothing is judged where nothing could be compared.
+    that neither noise nor a tiny loss decides. Without a clean image or a shared class other rules fail; without a box
+    of a shared class this one does, as nothing shows that the candidate is as good.
     """
     difference, share = compared.difference_points, compared.share_of_resamples_worse
     if difference is None or share is None:
-        return []
+        if not compared.images or not compared.shared_classes:
+            return []
+        lacking = f"no box of {', '.join(compared.shared_classes)} in the clean test images"
+        return [Rule(name, -margin, lacking, "points", compared.how(), False, "champion_margin")]
     worse = difference < -margin and share >= CERTAIN_SHARE
     how = f"{compared.how()}, worse in {share:.0%} of the resamples"
     return [Rule(name, -margin, difference, "points", how, not worse, "champion_margin")]
@@ -204,7 +208,7 @@ class _Bench:
         rows = _other_rows(len(self.test_set), excluded)
         clean, class_names = self.test_set.subset(rows), _class_names(bundle)
         shared = tuple(one for one in self.test_set.class_names if one in class_names)
-        measured = self._measured(bundle, clean, rows, shared) if len(clean) and shared else {}
+        measured = self._measured(bundle, clean, rows, shared) if _boxes(clean, shared) else {}
         return Comparison(
             champion=name,
             images=len(clean),
@@ -243,6 +247,12 @@ class _Bench:
 
 
 MEASURED = ("candidate_map50_95", "champion_map50_95", "share_of_resamples_worse", "interval_points")
+
+
+def _boxes(images: ImageSet, class_names: tuple[str, ...]) -> int:
+    """Boxes of these classes, crowd regions left out."""
+    boxes = images.all_boxes()
+    return sum(images.class_names[label] in class_names for label in boxes.labels[~boxes.is_crowd])
 
 
 def _other_rows(count: int, excluded: dict[int, Exclusion]) -> NDArray[np.int64]:

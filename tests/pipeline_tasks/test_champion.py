@@ -127,6 +127,9 @@ def test_nothing_clean_or_nothing_in_common_gives_no_numbers(tmp_path: Path, det
     saw_all = write_bundle(tmp_path / "saw_all", CLASSES, seen(*(f"c{i}" for i in range(IMAGES))))
     result = compared(saw_all, found())
     assert (result.images, result.difference_points, result.interval_points) == (0, None, None)
+    eels_only = write_bundle(tmp_path / "eels_only", ("eel",))
+    result = compared(eels_only, found())
+    assert (result.shared_classes, result.images, result.difference_points) == (("eel",), IMAGES, None)
 
 
 def test_a_champion_without_hashes_is_compared_by_content_and_says_so(

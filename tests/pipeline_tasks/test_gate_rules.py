@@ -185,6 +185,9 @@ def test_nothing_to_compare_is_judged_by_what_can_be_said() -> None:
     nothing = {"images": 0, "candidate_map50_95": None, "champion_map50_95": None, "share_of_resamples_worse": None}
     judged = rules_of(findings(compared=compared(**nothing, interval_points=None)))
     assert "champion_margin" not in judged and not judged["minimum_comparison_images"].passed
+    boxless = rules_of(findings(compared=compared(**{**nothing, "images": 40}, interval_points=None)))
+    assert boxless["minimum_comparison_images"].passed and not boxless["champion_margin"].passed
+    assert boxless["champion_margin"].measured == "no box of a, b in the clean test images"
 
 
 def test_an_added_class_without_boxes_fails_and_the_minimum_may_be_off() -> None:
