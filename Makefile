@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 export NASLINE_SHARED ?= $(abspath ../shared)
 
-.PHONY: help install demo test test-all lint up down bench soak clean
+.PHONY: help install demo test test-all lint up down secrets bench soak clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -14,7 +14,7 @@ install: $(INSTALLED)  ## Create .venv with the pinned dependencies
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,stack,tracking,test]'
 	@touch $@
 
 demo: install  ## Run the whole DAG: make demo [DATASET=dir [PRETRAIN=dir] [UNLABELED=dir] [PARAMS=file]] [GATE=fail]
@@ -50,11 +50,14 @@ up: install  ## Start Airflow and the MLflow UI on loopback
 down:  ## Stop what `make up` started
 	@$(BIN)/python stack/services.py down
 
+secrets:  ## Write .env for docker-compose.yml: random passwords and keys, never overwritten
+	@$(PYTHON) stack/make_secrets.py
+
 bench: install  ## Measure what the README claims; rows go to benchmarks/results (never in CI)
 	$(BIN)/python benchmarks/real_photographs.py
 
-soak: install  ## Kill and resume training for an hour (never in CI)
-	$(BIN)/python benchmarks/soak.py
+soak: install  ## Kill the chain's steps at random until 100 kills are stored (hours, never in CI)
+	$(BIN)/python benchmarks/soak.py run
 
 clean:  ## Remove the demo's and the stack's files, not the virtual environment
 	rm -rf .demo .stack outputs

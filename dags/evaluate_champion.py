@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, get_current_context, task
+from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 from pipeline_chain import CHAMPION_DROP, DAG_ARGUMENTS, parameter_arguments
 from step_operator import REFERENCE_KEY, StartOperator
@@ -69,6 +70,8 @@ def _evaluated() -> dict[str, Any]:
     return found
 
 
+FORM = trigger_form(only=("start.dataset", "start.model_name", "start.experiment", "register."))
+
 with DAG(
     "evaluate_champion",
     description="The champion on today's data; a drop is an alert and may start a retraining",
@@ -76,10 +79,10 @@ with DAG(
     schedule=CronTriggerTimetable(CRON, timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     is_paused_upon_creation=True,
-    params=trigger_form(only=("start.dataset", "start.model_name", "start.experiment", "register.")),
     **{**DAG_ARGUMENTS, "max_active_runs": 1},
-):
+) as dag:
     start = StartOperator(
+        form=FORM,
         task_id="evaluate",
         step="evaluate-champion",
         arguments=parameter_arguments(),
@@ -87,3 +90,5 @@ with DAG(
         execution_timeout=timedelta(hours=6),
     )
     start >> judge() >> [alert(), retrain()]
+
+dag.params = ParamsDict(FORM)  # last: each task made after it would get a copy of the whole form

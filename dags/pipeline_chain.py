@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, get_args
 
-from airflow.sdk import Asset, TaskGroup, TriggerRule, get_current_context, task
+from airflow.sdk import Asset, Param, TaskGroup, TriggerRule, get_current_context, task
 from alerts import deadline_argument, task_failed
 from step_operator import ACCELERATOR_POOL, REFERENCE_KEY, StartOperator, StepOperator, retry_arguments
 from trigger_form import parameter_file
@@ -27,7 +27,13 @@ DAG_ARGUMENTS: dict[str, Any] = {
 }
 
 GATE_TARGETS: tuple[Target, ...] = get_args(Target)
-WHERE_GATES_RUN: dict[Target, dict[str, Any]] = {"gpu": {"pool": ACCELERATOR_POOL}, "t4": {"queue": "t4"}}
+ACCELERATOR: dict[str, Any] = {
+    "pool": ACCELERATOR_POOL,
+    "queue": os.environ.get("NASLINE_ACCELERATOR_QUEUE") or "default",
+}
+"""Where tasks that train and label run: a slot of the pool, and a worker that takes the queue of the GPUs, if any."""
+
+WHERE_GATES_RUN: dict[Target, dict[str, Any]] = {"gpu": ACCELERATOR, "t4": {"queue": "t4"}}
 """A GPU that trains is no quiet one to measure on; a T4's gate waits for a worker that takes the queue `t4`."""
 
 
@@ -42,11 +48,10 @@ def parameter_arguments() -> tuple[str, ...]:
     return ("--params", str(path)) if path else ()
 
 
-def start_task(*arguments: str) -> StartOperator:
+def start_task(form: Mapping[str, Param], *arguments: str) -> StartOperator:
     """The task that freezes the run; the parameter file comes first, what the form changed wins over it."""
-    return StartOperator(
-        arguments=(*parameter_arguments(), *arguments), **_common(definition("start")), task_id="start"
-    )
+    arguments = (*parameter_arguments(), "--estimate", *arguments)
+    return StartOperator(form=form, arguments=arguments, **_common(definition("start")), task_id="start")
 
 
 def step_task(step: str, part: str = "") -> StepOperator:
@@ -139,7 +144,7 @@ def _common(step: StepDefinition, part: str = "", accelerator: bool | None = Non
         "step": step.name,
         "doc_md": task_documentation(step, part),
         "execution_timeout": timedelta(hours=step.timeout_hours),
-        **({"pool": ACCELERATOR_POOL} if uses_accelerator else {}),
+        **(ACCELERATOR if uses_accelerator else {}),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
+from airflow.sdk.definitions.param import ParamsDict
 from pipeline_chain import DAG_ARGUMENTS
 from promotion_operator import APPROVE, MOVE, PLAN, PromotionOperator
 from step_operator import REFERENCE_KEY
@@ -78,9 +79,8 @@ with DAG(
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     is_paused_upon_creation=False,  # without a schedule nothing runs by itself, and a rollback must not wait
-    params=FORM,
     **{**DAG_ARGUMENTS, "max_active_runs": 100},  # a rollback must not wait behind promotions that wait for approval
-):
+) as dag:
     start = PromotionOperator(task_id=PLAN, plan_only=True, doc_md=PLAN_TEXT, execution_timeout=timedelta(minutes=10))
     approve = ApprovalOperator(
         task_id=APPROVE,
@@ -96,3 +96,5 @@ with DAG(
     )  # fmt: skip
     start >> decide() >> [approve, move]
     approve >> move
+
+dag.params = ParamsDict(FORM)  # last: each task made after it would get a copy of the whole form

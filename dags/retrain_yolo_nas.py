@@ -6,6 +6,7 @@ import os
 from datetime import UTC, datetime
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
+from airflow.sdk.definitions.param import ParamsDict
 from pipeline_chain import (
     CHAMPION_DROP,
     DAG_ARGUMENTS,
@@ -24,8 +25,8 @@ CRON = os.environ.get("NASLINE_RETRAIN_CRON", "0 3 * * 1")
 DOCUMENTATION = f"""
 ### Retrain from the champion
 
-Runs at `{CRON}` (UTC, `NASLINE_RETRAIN_CRON`) and whenever the asset `nasline_dataset` gets an event: after
-`nasline data add`, press **Create asset event** on the asset's page, or let CI post to `/api/v2/assets/events`.
+Runs at `{CRON}` (UTC, `NASLINE_RETRAIN_CRON`) and whenever the asset `nasline_dataset` gets an event: from
+`nasline data add` or `nasline data announce`, where `NASLINE_AIRFLOW_URL` is set, or on the asset's page.
 `evaluate_champion` gives an event to `nasline_champion_drop` when the champion has become worse and
 `register.retrain_on_drop` is set. The datasets are those of `params.yaml`.
 
@@ -34,6 +35,8 @@ first. The DAG is paused when it is new. Unpausing it makes Airflow run the late
 data nor parameters differ from what the champion was made of, `start` is skipped, and `report` says so.
 """
 
+FORM = trigger_form(without=("start.from_champion", "start.pretrain_dataset", "pretrain."))
+
 with DAG(
     "retrain_yolo_nas",
     description="The same chain from the champion's weights, weekly and when the dataset changes",
@@ -41,10 +44,9 @@ with DAG(
     schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable(CRON, timezone="UTC"), assets=DATASET | CHAMPION_DROP),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     is_paused_upon_creation=True,
-    params=trigger_form(without=("start.from_champion", "start.pretrain_dataset", "pretrain.")),
     **{**DAG_ARGUMENTS, "max_active_runs": 1},
-):
-    start = start_task("--from-champion", "--if-changed")
+) as dag:
+    start = start_task(FORM, "--from-champion", "--if-changed")
     validate_data = step_task("validate_data")
     teach = step_task("teach")
     pseudo_label = pseudo_label_group()
@@ -57,3 +59,5 @@ with DAG(
     start >> validate_data >> teach >> pseudo_label >> distill
     distill >> quantize >> export >> gate >> register
     [gate, register] >> report()
+
+dag.params = ParamsDict(FORM)  # last: each task made after it would get a copy of the whole form

@@ -19,8 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk import BaseOperator, BaseOperatorLink, Param
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from child_process import ChildProcess
 
@@ -86,12 +85,6 @@ class StepOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # What the form shows, kept as it is now: Airflow writes a run's values into these objects.
-        assert isinstance(self.params, ParamsDict)
-        self.form_defaults = {key: self.params.get_param(key).value for key in self.params}
-        # Airflow copies the whole form into each task, which triples the time and size of serialising the DAG; at
-        # run time a task gets the DAG's params anyway.
-        self.params = ParamsDict()
         self.step = step
         self.arguments = arguments
         self.run = run
@@ -159,7 +152,14 @@ class StepOperator(BaseOperator):
 class StartOperator(StepOperator):
     """Runs `nasline start`, which freezes the run, or another command that reads the parameters: hands it the parameter
     file and what the form changed.
+
+    Args:
+        form: the DAG's form. Its values are kept as they are now: Airflow writes a run's values into these objects.
     """
+
+    def __init__(self, *, form: Mapping[str, Param], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.form_defaults = {key: field.value for key, field in form.items()}
 
     def argv(self, context: Any) -> list[str]:
         """The command line, with the changed values as one JSON argument: no value is ever read by a shell."""

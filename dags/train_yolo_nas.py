@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from airflow.sdk import DAG
+from airflow.sdk.definitions.param import ParamsDict
 from pipeline_chain import (
     DAG_ARGUMENTS,
     gate_group,
@@ -35,16 +36,17 @@ what a retry can cure is retried. The button **MLflow run** on a task leads to i
 train wait for a slot of the pool `accelerator`.
 """
 
+FORM = trigger_form(without=("start.from_champion",))
+
 with DAG(
     "train_yolo_nas",
     description="The full chain, from datasets to a registered INT8 engine",
     doc_md=DOCUMENTATION,
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    params=trigger_form(without=("start.from_champion",)),
     **DAG_ARGUMENTS,
-):
-    start = start_task()
+) as dag:
+    start = start_task(FORM)
     validate_data = step_task("validate_data")
     pretrain_student, pretrain_teacher = pretrain_group()
     teach = step_task("teach")
@@ -59,3 +61,5 @@ with DAG(
     pretrain_teacher >> teach >> pseudo_label >> distill
     pretrain_student >> distill >> quantize >> export >> gate >> register
     [gate, register] >> report()
+
+dag.params = ParamsDict(FORM)  # last: each task made after it would get a copy of the whole form

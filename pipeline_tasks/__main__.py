@@ -57,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says what a retry could cure (see pipeline_tasks.errors)."""
     configure_logging()
     process.share_cores_kindly()
+    workspace = ""
     try:
         arguments = _parser().parse_args(argv)
+        workspace = str(getattr(arguments, "workspace", ""))
         arguments.words = sys.argv[1:] if argv is None else list(argv)
         process.die_with_parent()
         code: int = arguments.command_function(arguments)
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:
         process.end_undisturbed()
-        exit_code, sentence = _in_words(error)
+        exit_code, sentence = _in_words(error, workspace)
         if not launch.report(exit_code, sentence):
             if exit_code == EXIT_UNFORESEEN:
                 raise
@@ -78,16 +80,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code
 
 
-def _in_words(error: Exception) -> tuple[int, str]:
+def _in_words(error: Exception, workspace: str) -> tuple[int, str]:
     """Exit code and the sentence for the user; the traceback of what nobody foresaw."""
     if isinstance(error, StepError):
         return error.exit_code, str(error)
+    if refused := _refused_write(error, workspace):
+        return EXIT_TEMPORARY, f"{refused}; make room or choose another place, then run the step again"
     if isinstance(error, ValueError):  # the package `model` refuses input so
         return EXIT_BAD_INPUT, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        place = f"cannot write {error.filename}: {error.strerror}"
-        return EXIT_TEMPORARY, f"{place}; make room or choose another place, then run the step again"
     return EXIT_UNFORESEEN, "".join(traceback.format_exception(error)).rstrip()
+
+
+def _refused_write(error: Exception, workspace: str) -> str:
+    """What could not be written and why, "" for another error. Where a write itself failed, and not the opening of a
+    file, Python does not know the file; safetensors has an error of its own, and so has a copy of a folder.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        place = error.filename2 or error.filename or f"in the workspace {workspace}"
+        return f"cannot write {place}: {os.strerror(error.errno)}"
+    full = os.strerror(errno.ENOSPC)
+    return f"cannot write in the workspace {workspace}: {full}" if full in str(error) else ""
 
 
 def configure_logging() -> None:
@@ -158,6 +170,8 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--if-changed", action="store_true", help="exit 99 when the champion has these data and parameters"
     )
+    text = "tell what the run will take (start.estimate_steps), also as a note in Airflow; exit 75 if the disk is short"
+    command.add_argument("--estimate", action="store_true", help=text)
     command.add_argument("--replace", action="store_true", help="forget an existing run of that id")
     command.add_argument(
         "--dry-run", action="store_true", help="resolve every step and print it, write nothing; needs no --run"
@@ -175,6 +189,7 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> int:
+    from pipeline_tasks import start_estimate
     from pipeline_tasks.links import link_start
     from pipeline_tasks.start import start
     from pipeline_tasks.workspace import open_workspace
@@ -184,8 +199,9 @@ def _start(arguments: argparse.Namespace) -> int:
         return _dry_run(open_workspace(arguments.workspace), parameters)
     if arguments.run is None:
         raise UsageError("--run is missing; give the run an id, or look at it first with --dry-run")
+    workspace = open_workspace(arguments.workspace)
     frozen = start(
-        open_workspace(arguments.workspace),
+        workspace,
         arguments.run,
         parameters,
         replace=arguments.replace,
@@ -193,6 +209,7 @@ def _start(arguments: argparse.Namespace) -> int:
     )
     if arguments.link:
         link_start(frozen, arguments.link)
+    estimate = start_estimate.tell(workspace, parameters) if arguments.estimate else ""
     report(
         {
             "run": arguments.run,
@@ -200,6 +217,7 @@ def _start(arguments: argparse.Namespace) -> int:
             "shards": parameters.pseudo_label.shards,
             "target": parameters.gate.target,
             "champion": frozen["champion"] and frozen["champion"]["version"],
+            **({"estimate": estimate} if estimate else {}),
             "datasets": {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry},
         }
     )

@@ -80,8 +80,8 @@ class Estimate:
         """
         if self.disk_bytes > self.free_bytes:
             raise TemporaryError(
-                f"the run needs about {_bytes(self.disk_bytes)} below {self.place}, which has "
-                f"{_bytes(self.free_bytes)} free; make room or choose another --workspace"
+                f"the run needs about {size_text(self.disk_bytes)} below {self.place}, which has "
+                f"{size_text(self.free_bytes)} free; make room or choose another --workspace"
             )
 
 
@@ -115,7 +115,7 @@ def _folders(parameters: Parameters) -> dict[str, Path]:
 
 
 def _size_of(folder: Path) -> SetSize:
-    with open_set(str(folder)) as opened:
+    with open_set(str(folder), rows_suffice=True) as opened:
         return SetSize(dict(Counter(usable_images(opened.raw)["split"].to_pylist())), len(opened.raw.boxes))
 
 
@@ -144,7 +144,7 @@ def _measure(
     """One probe for each training that is to do; trainings that cost the same share it."""
     measured: dict[str, Measured] = {}
     known: dict[tuple[object, ...], Measured] = {}
-    with open_set(parameters.start.dataset) as opened:
+    with open_set(parameters.start.dataset, rows_suffice=True) as opened:
         for name, training in _trainings(parameters, sets).items():
             if finished.get(name):
                 continue
@@ -206,7 +206,7 @@ def _images(name: str, sets: dict[str, SetSize]) -> tuple[int, int]:
 
 def _reading_seconds(folder: str) -> float:
     """Of one picture, with every core at work: read, decode, hash."""
-    with open_set(folder) as opened:
+    with open_set(folder, rows_suffice=True) as opened:
         paths = usable_images(opened.raw)["path"].to_pylist()[:READ_PICTURES]
         began = time.perf_counter()
         fingerprints(opened.folder, paths)
@@ -250,15 +250,15 @@ def _table(found: Estimate) -> Iterator[str]:
     yield row("step", "images", "steps", "hours", "memory", "disk", "").rstrip()
     for step in found.steps:
         numbers = (_or_dash(step.images, "{:,}"), _or_dash(step.steps, "{:,}"), _or_dash(step.hours, "{:.2f}"))
-        memory = "-" if step.memory_bytes is None else _bytes(step.memory_bytes)
-        yield row(step.reference, *numbers, memory, _bytes(step.disk_bytes), step.basis)
+        memory = "-" if step.memory_bytes is None else size_text(step.memory_bytes)
+        yield row(step.reference, *numbers, memory, size_text(step.disk_bytes), step.basis)
 
 
 def _foot(found: Estimate) -> Iterator[str]:
     unknown = [step.reference for step in found.steps if step.hours is None]
     hours = f"together about {found.hours:.2f} hours" if found.probe_steps else ""
     yield f"{hours}, without {', '.join(unknown)}" if unknown and hours else hours or "hours: not measured"
-    needed, free = _bytes(found.disk_bytes), _bytes(found.free_bytes)
+    needed, free = size_text(found.disk_bytes), size_text(found.free_bytes)
     yield f"disk: about {needed} with a reserve, {free} are free below {found.place}"
 
 
@@ -266,7 +266,8 @@ def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _bytes(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes for a reader."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

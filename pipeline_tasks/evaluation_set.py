@@ -1,4 +1,4 @@
-"""A labelled set to measure on, from a COCO folder as it stands or from a published dataset."""
+"""A labelled set to measure on, from a folder in any format as it stands or from a published dataset."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class EvaluationSet:
 
 
 def read_evaluation_set(folder: Path, split: str, pictures: Path | None = None) -> EvaluationSet:
-    """One split of a COCO folder, or of a published dataset whose pictures lie below the folder `pictures`.
+    """One split of a folder in any format that is read, or of a published dataset whose pictures lie below `pictures`.
 
-    Of a COCO folder nothing is corrected or clipped: the numbers are those of its annotation file. Records that cannot
-    be understood are left out with a warning.
+    Of a folder nothing is corrected or clipped: the numbers are those of its annotation file. Records that cannot be
+    understood are left out with a warning.
 
     Raises:
         DataError: the folder cannot be understood, or the split is empty.
@@ -67,13 +67,15 @@ def _published(folder: Path, pictures: Path | None) -> Dataset:
 
 def _as_it_stands(folder: Path, split: str) -> Dataset:
     from model.data.tables import read_dataset, write_dataset
-    from pipeline_tasks.data.coco import read_coco_folder
     from pipeline_tasks.data.raw import SPLITS
+    from pipeline_tasks.data.readers import open_reader
 
     if split not in SPLITS:
         raise ParameterError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
-    raw = read_coco_folder(folder, ROOT, (split,))
-    images, boxes = _usable(raw, split)
+    reader = open_reader(folder, allow_links=True)
+    log.info("%s is read as %s: %s", folder, reader.recognised.format, reader.recognised.reason)
+    raw = reader.read(ROOT, (split,))
+    images, boxes = _usable(raw, split, folder)
     if not len(images):
         raise DataError(f"{folder}: no image of the split {split} can be used; `nasline validate_data` says why")
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,13 +83,13 @@ def _as_it_stands(folder: Path, split: str) -> Dataset:
         return read_dataset(Path(temporary))
 
 
-def _usable(raw: RawDataset, split: str) -> tuple[pa.Table, pa.Table]:
+def _usable(raw: RawDataset, split: str, folder: Path) -> tuple[pa.Table, pa.Table]:
     """The split's rows in the form of the dataset contract, without those that cannot be understood."""
     from model.data.tables import BOXES_SCHEMA, IMAGES_SCHEMA
 
     images = raw.images.filter(pc.equal(raw.images["split"], split))
     boxes = raw.boxes.filter(pc.equal(raw.boxes["split"], split))
-    good_images = images.filter(pc.is_null(images["fault"]))
+    good_images = _with_sizes(images.filter(pc.is_null(images["fault"])), folder)
     good_boxes = boxes.filter(_is_usable(boxes, good_images["image_id"].combine_chunks()))
     lost = len(images) - len(good_images), len(boxes) - len(good_boxes)
     if any(lost):
@@ -105,6 +107,24 @@ def _usable(raw: RawDataset, split: str) -> tuple[pa.Table, pa.Table]:
     }
     rows = {name: human[name] if name in human else good_boxes[name] for name in BOXES_SCHEMA.names}
     return pa.table(columns), pa.table(rows)
+
+
+def _with_sizes(images: pa.Table, folder: Path) -> pa.Table:
+    """YOLO labels record no size, so the pictures are asked; those that cannot tell are left out."""
+    from pipeline_tasks.data.picture_size import upright_size
+
+    unknown = pc.or_(pc.is_null(images["width"]), pc.is_null(images["height"])).to_pylist()
+    if not any(unknown):
+        return images
+    recorded = zip(*(images[name].to_pylist() for name in ("path", "width", "height")), strict=True)
+    sizes = [
+        (upright_size(folder, path) if asked else (width, height))
+        for asked, (path, width, height) in zip(unknown, recorded, strict=True)
+    ]
+    for place, name in enumerate(("width", "height")):
+        values = pa.array([None if size is None else size[place] for size in sizes], pa.int32())
+        images = images.set_column(images.schema.get_field_index(name), name, values)
+    return images.filter(pc.is_valid(images["width"]))
 
 
 def _is_usable(boxes: pa.Table, image_ids: pa.Array) -> pa.ChunkedArray:

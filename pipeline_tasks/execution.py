@@ -185,8 +185,9 @@ def _work(body: StepBody, context: StepContext) -> dict[str, Any]:
     record.metrics_file, record.system_file = context.state / "metrics.jsonl", system_file
     _announce(context.tracker.deliver())
     context.stopper.stop_if_requested()  # while it waited for the tracking server
+    seconds = 0.0 if record.reference == "gate" else system_metrics.interval()
     try:
-        with system_metrics.sampled(system_file, 0.0 if record.reference == "gate" else system_metrics.interval()):
+        with context.stopper.told_apart(), system_metrics.sampled(system_file, seconds):
             return body(context)
     except TemporaryError:
         context.save_state()

@@ -9,13 +9,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.images import read_image
+from model.data.images import decode_image
+from pipeline_tasks import bucket_images
 from pipeline_tasks.errors import DataError
+
+
+def read_content(folder: Path, relative: str) -> bytes:
+    """The bytes of a picture of the set in `folder`: from there, or from the bucket where its pictures stay.
+
+    Raises:
+        ValueError: it cannot be opened.
+        StepError: whatever a bucket can be the cause of (`bucket_images`).
+    """
+    try:
+        if (bucket := bucket_images.of_folder(folder)) is not None:
+            return bucket.content(relative)
+        return Path(folder, relative).read_bytes()
+    except OSError as error:
+        raise ValueError(f"image {folder}/{relative} cannot be opened: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Opens pictures below local folders; a plain value, so that loader processes may receive a copy."""
+    """Opens pictures of sets by their folders; a plain value, so that loader processes may receive a copy."""
 
     roots: tuple[tuple[str, str], ...]
 
@@ -30,7 +46,7 @@ class FolderImages:
         if folder is None:
             known = ", ".join(name for name, _ in self.roots)
             raise DataError(f"{path} belongs to the unknown image root {root!r}; known are: {known}")
-        return read_image(Path(folder, relative), denominator)
+        return decode_image(read_content(Path(folder), relative), f"{folder}/{relative}", denominator)
 
 
 def make_open_image(roots: Mapping[str, Path]) -> FolderImages:

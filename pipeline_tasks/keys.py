@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline_tasks import digests, initial_checkpoint, pinned_files
+from pipeline_tasks import champion_data, digests, initial_checkpoint, pinned_files
 from pipeline_tasks.errors import UsageError
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.steps import Input, StepDefinition, definition, reference
@@ -136,6 +136,11 @@ def key_content(
         content["parameters"]["unused_because"] = parameters.teach.source
     if step.name == "validate_data":
         content["inputs"] = {role: entry["digest"] for role, entry in frozen["datasets"].items() if entry}
+        if compared := champion_data.key_inputs(frozen):
+            content["inputs"] |= compared
+            given = parameters.validate_data
+            limits = {"drift_class_distance": given.drift_class_distance, "drift_size_index": given.drift_size_index}
+            content["parameters"] |= limits
     if step.name == "quantize":
         measured_on = {name: getattr(parameters.gate, name) for name in ("target", "runtime", "latency_threads")}
         content["parameters"] |= {f"gate.{name}": value for name, value in measured_on.items()}

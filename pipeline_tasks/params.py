@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline_tasks.errors import DataError, ParameterError
 from pipeline_tasks.export_parameters import ExportParameters
@@ -74,6 +73,11 @@ class StartParameters(Section):
     cache_megabytes: int = parameter(
         1024, "Memory for decoded images; 0 decodes every time", unit="MB", in_key=False, ge=0
     )
+    estimate_steps: int | None = parameter(
+        20, "Optimiser steps of each training that the first task in Airflow measures for its estimate; 0: only "
+        "images, steps and disk; empty: no estimate",
+        unit="steps", in_key=False, ge=0, le=1000,
+    )  # fmt: skip
     reduced_decoding: bool = parameter(
         False, "Decode JPEGs of at least twice the size that training needs at a half, a quarter or an eighth: takes "
         "less time, pixels differ slightly from those that evaluation sees",
@@ -288,10 +292,12 @@ class FormField:
 
 def form_fields() -> list[FormField]:
     """Every parameter as `section.field`; the main ones have no section of their own in the form."""
-    return [_form_field(key, field) for key, field in _leaves(Parameters, "")]
+    return [_form_field(key, schema) for key, schema in _leaves(Parameters, "")]
 
 
-def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, FieldInfo]]:
+def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, dict[str, Any]]]:
+    """Each parameter with its JSON schema."""
+    schemas = model.model_json_schema()["properties"] if model is not Parameters else {}  # all sections' would be twice
     leaves = []
     for name, field in model.model_fields.items():
         key = prefix + (field.alias or name)
@@ -299,14 +305,12 @@ def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, FieldInfo]]:
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             leaves += _leaves(nested, key + ".")
         else:
-            leaves.append((key, field))
+            leaves.append((key, schemas[field.alias or name]))
     return leaves
 
 
-def _form_field(key: str, field: FieldInfo) -> FormField:
-    annotation: Any = field.annotation
-    holder = create_model("Holder", value=(annotation, field))
-    schema = dict(holder.model_json_schema()["properties"]["value"])
+def _form_field(key: str, described: dict[str, Any]) -> FormField:
+    schema = dict(described)
     extra = {name: schema.pop(name, None) for name in ("unit", "main", "in_key")}
     schema["title"] = key
     section = None if extra["main"] else key.rsplit(".", 1)[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import initial_checkpoint, pinned_files
+from pipeline_tasks import champion_data, initial_checkpoint, pinned_files
 from pipeline_tasks.errors import DataError, UnavailableError
 from pipeline_tasks.keys import RunKeys, key_content
 from pipeline_tasks.launch import TRAINING_STEPS
@@ -117,6 +117,8 @@ def _champion(workspace: Workspace, parameters: Parameters, missing: list[str]) 
         return None
     if champion is None and needed:
         raise no_champion(parameters)
+    if champion is not None and (bundle := workspace.root / champion["directory"]).is_dir():
+        champion[champion_data.FIELD] = champion_data.pin(bundle)  # else only `start` fetches it and knows its data
     return champion
 
 

@@ -162,7 +162,7 @@ def sample(opened: OpenSet, count: int, at_least: int) -> ImageSet:
     rows = [row for row, split in enumerate(splits) if split == "train"] or list(range(len(splits)))
     chosen = sorted(np.random.default_rng(0).permutation(rows)[:count].tolist())
     paths, ids = ([table[name][row].as_py() for row in chosen] for name in ("path", "image_id"))
-    found = [(number, size) for number, path in enumerate(paths) if (size := _size(opened.folder / path)) is not None]
+    found = [(number, size) for number, path in enumerate(paths) if (size := _size(opened.folder, path)) is not None]
     if len(found) < max(at_least, 1):
         raise DataError(f"{opened.folder} has {len(found)} usable training pictures, a batch needs {at_least}")
     place = {ids[number]: position for position, (number, _) in enumerate(found)}
@@ -179,12 +179,13 @@ def sample(opened: OpenSet, count: int, at_least: int) -> ImageSet:
     )
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(folder: Path, path: str) -> tuple[int, int] | None:
     """Width and height as the loader will see them; None for what is no picture."""
-    from model.data.images import read_image
+    from model.data.images import decode_image
+    from pipeline_tasks.images import read_content
 
     try:
-        height, width = read_image(path).shape[:2]
+        height, width = decode_image(read_content(folder, path), path).shape[:2]
     except ValueError:
         return None
     return width, height

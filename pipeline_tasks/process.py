@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline_tasks.errors import TemporaryError
+from pipeline_tasks.errors import StepError, TemporaryError
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,22 @@ class Stopper:
         """
         if self._requested:
             raise TemporaryError("told to stop; nothing was published")
+
+    @contextmanager
+    def told_apart(self) -> Iterator[None]:
+        """Around work in libraries, some of which take the interruption for an error of their own (an import that broke
+        off, an export that failed): the end is then the one that was asked for.
+
+        Raises:
+            TemporaryError: instead of such an error, when the process was told to stop.
+        """
+        try:
+            yield
+        except StepError:
+            raise
+        except Exception:  # whatever a library made of it
+            self.stop_if_requested()
+            raise
 
     @contextmanager
     def cooperative(self) -> Iterator[None]:

@@ -8,7 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import champion, initial_checkpoint, lineage_tags, pinned_files, seen_images, verdict, version_page
+from pipeline_tasks import (
+    champion,
+    champion_data,
+    initial_checkpoint,
+    lineage_tags,
+    pinned_files,
+    seen_images,
+    verdict,
+    version_page,
+)
+from pipeline_tasks.dataset_statistics import statistics_of
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.tracking import registration, registry
@@ -19,8 +29,8 @@ log = logging.getLogger(__name__)
 Measured = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 """Verdict, accuracy and latency, as the gate wrote them."""
 REGISTRATION = "registration.json"
-LINEAGE_VERSION = 2
-"""1 had no perceptual hashes and no schema_version."""
+LINEAGE_VERSION = 3
+"""1 had no perceptual hashes and no schema_version, 2 no statistics of the target set."""
 
 
 def register(context: StepContext) -> dict[str, Any]:
@@ -65,10 +75,18 @@ def _bundle(context: StepContext, judged: dict[str, Any]) -> tuple[Path, str]:
         "parameters": parameters_digest(context.parameters),
         initial_checkpoint.INPUT: initial_checkpoint.pinned_digest(context.run),
         pinned_files.EXTRA_TEACHERS: pinned_files.extra_teachers(context.run),
+        champion_data.STATISTICS: _statistics(context.inputs["target"]),
         **seen_images.seen_by_run(context).to_json(),
     }
     write_json(bundle / seen_images.LINEAGE_FILE, lineage)
     return bundle, champion.carry_best_of_line(context, judged, bundle)
+
+
+def _statistics(target: Path) -> dict[str, Any]:
+    from model.data.tables import read_dataset
+
+    dataset = read_dataset(target)
+    return statistics_of(dataset.images, dataset.boxes, dataset.metadata.class_names).to_json()
 
 
 def _tags(context: StepContext, measured: Measured, bundle: Path) -> dict[str, str]:

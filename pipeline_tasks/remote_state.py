@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from pipeline_tasks.store import MissingObject, ObjectStore, in_parallel
 log = logging.getLogger(__name__)
 
 TRIES = 3
+UPLOAD_SECONDS = 300.0
 
 
 class RemoteState:
@@ -36,21 +40,38 @@ class RemoteState:
     def __init__(self, store: ObjectStore, prefix: str, folder: Path) -> None:
         self._store, self._prefix, self._folder = store, prefix, folder
         self._mark = folder.with_name("state.uploaded")
+        self._copy = folder.with_name("state.copy")
 
     def save(self, confirm: Callable[[], None]) -> None:
-        """Upload what changed since the last time, then the list, then drop what it no longer names.
+        """Upload what changed since the last time, then the list, then drop what it no longer names. Nobody may write
+        into the folder meanwhile.
 
         Args:
             confirm: Raises when this process may not write any more.
         """
-        files = {name: entry for name, entry in digests.of_folder(self._folder).items() if _is_whole(name)}
+        self._save(self._folder, confirm)
+
+    def save_copy(self, confirm: Callable[[], None]) -> None:
+        """The same beside the work that writes into the folder; what it holds at one moment is uploaded.
+
+        Raises:
+            OSError: there is no room for a copy of the folder beside it.
+        """
+        try:
+            if _copied_at_one_moment(self._folder, self._copy):
+                self._save(self._copy, confirm)
+        finally:
+            shutil.rmtree(self._copy, ignore_errors=True)
+
+    def _save(self, folder: Path, confirm: Callable[[], None]) -> None:
+        files = {name: entry for name, entry in digests.of_folder(folder).items() if _is_whole(name)}
         digest = digests.of_files(files)
         if digest == self._marked() or not files:
             return
         confirm()
         before = _contents(self._read_list() or {})
         fresh = {content: name for name, content in _by_name(files) if content not in before}
-        in_parallel(lambda content: self._store.upload(self._object(content), self._folder / fresh[content]), fresh)
+        in_parallel(lambda content: self._store.upload(self._object(content), folder / fresh[content]), fresh)
         confirm()
         self._store.write(self._list, (json.dumps(files, indent=1) + "\n").encode())
         self._mark.write_text(digest, encoding="utf-8")
@@ -103,6 +124,72 @@ class RemoteState:
     @property
     def _list(self) -> str:
         return f"{self._prefix}/state.json"
+
+
+class StateUploads:
+    """Uploads the state of running work at intervals, so that a machine that is lost takes no more than that along.
+
+    Args:
+        save: Uploads the state as it is; called in a thread. It may raise TemporaryError when this process may not
+            write any more.
+        seconds: Between two uploads.
+    """
+
+    def __init__(self, save: Callable[[], None], seconds: float) -> None:
+        self._save, self._seconds = save, seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="state uploads", daemon=True)
+
+    def start(self) -> None:
+        """Begin to wait for the first one."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when no upload runs and none will."""
+        self._ended.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._seconds):
+            try:
+                self._save()
+            except TemporaryError as error:
+                log.error("%s", error)
+                return
+            except OSError as error:
+                log.warning("state was not uploaded, there is no room for a copy of it: %s", error)
+
+
+def upload_seconds() -> float:
+    """NASLINE_STATE_UPLOAD_SECONDS, or the default: what a lost machine may cost of work whose epochs are long."""
+    return float(os.environ.get("NASLINE_STATE_UPLOAD_SECONDS", UPLOAD_SECONDS))
+
+
+def _copied_at_one_moment(folder: Path, copy: Path) -> bool:
+    """Copy a folder that is written into; False where it changed under every attempt.
+
+    A copy between whose beginning and end no file came, went or changed is what a kill would have left, and every step
+    goes on from that.
+    """
+    for _ in range(TRIES):
+        shutil.rmtree(copy, ignore_errors=True)
+        try:
+            before = _signature(folder)
+            for path in before:
+                (copy / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy / path.relative_to(folder))
+            if _signature(folder) == before:
+                return True
+        except FileNotFoundError:
+            log.debug("a file of %s was replaced while it was copied", folder)
+        time.sleep(1.0)
+    return False
+
+
+def _signature(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """What changes with every write: inode, size and time of each file."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
 def fetch_files(store: ObjectStore, objects: dict[str, str], files: FileDigests, folder: Path) -> None:

@@ -7,6 +7,7 @@ The cache has the layout of a local workspace. In the store:
     steps/STEP/KEY/manifest.json        written last and only if absent: with it the output is published
     steps/STEP/KEY.partial/             state to resume from (see remote_state)
     steps/STEP/KEY.lock                 the lease (see remote_lease)
+    champions/MODEL.move.lock           another, on the right to move a model's champion
 
 Data that is read again and again (runs' tracking notes, the local registry, fetched champions) stays in the cache.
 """
@@ -19,8 +20,9 @@ import os
 import random
 import re
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +31,7 @@ from typing import Any
 from pipeline_tasks import digests
 from pipeline_tasks.errors import ConfigurationError, DataError, TemporaryError, UnavailableError
 from pipeline_tasks.remote_lease import LEASE_SECONDS, RemoteLease
-from pipeline_tasks.remote_state import RemoteState, fetch_files
+from pipeline_tasks.remote_state import RemoteState, StateUploads, fetch_files, upload_seconds
 from pipeline_tasks.store import Conflict, MissingObject, ObjectStore, in_parallel
 from pipeline_tasks.workspace import (
     LEASE_WAIT_SECONDS,
@@ -67,6 +69,8 @@ class RemoteWorkspace(Workspace):
         self.place = self._unchecked_store.uri
         self._lease_seconds = lease_seconds
         self._leases: dict[tuple[str, str], RemoteLease] = {}
+        self._uploads: dict[tuple[str, str], StateUploads] = {}
+        self._saving = threading.Lock()
         self._run_versions: dict[str, str | None] = {}
 
     @cached_property
@@ -191,10 +195,29 @@ class RemoteWorkspace(Workspace):
             lease = RemoteLease(self._store, name, self.root / name, self._lease_seconds)
             lease.acquire(wait_seconds)
             self._leases[step, key] = lease
+            self._uploads[step, key] = StateUploads(lambda: self._upload_state(step, key, copy=True), upload_seconds())
+            self._uploads[step, key].start()
             try:
                 yield
             finally:
+                self._uploads.pop((step, key)).stop()
                 del self._leases[step, key]
+                lease.release()
+
+    @contextmanager
+    def champion_lease(self, model: str, wait_seconds: float = 60.0) -> Iterator[Callable[[], None]]:
+        """The right to move a model's champion, on this machine and among all that work in this workspace.
+
+        Raises:
+            TemporaryError: another process still holds it after `wait_seconds`.
+        """
+        with super().champion_lease(model, wait_seconds):
+            name = f"champions/{model}.move.lock"
+            lease = RemoteLease(self._store, name, self._champion_lock(model), self._lease_seconds)
+            lease.acquire(wait_seconds)
+            try:
+                yield lease.confirm
+            finally:
                 lease.release()
 
     def publish(self, step: str, key: str, manifest: dict[str, Any]) -> Published:
@@ -204,6 +227,7 @@ class RemoteWorkspace(Workspace):
             TemporaryError: the lease was lost.
             DataError: the key was published meanwhile with other content.
         """
+        self._uploads[step, key].stop()
         self._leases[step, key].confirm()
         published = super().publish(step, key, manifest)
         self._state(step, key).delete()
@@ -250,11 +274,18 @@ class RemoteWorkspace(Workspace):
     def save_state(self, step: str, key: str) -> None:
         """Upload the state folder; a store that is away is a warning, for the work can go on without.
 
+        The same happens every five minutes (NASLINE_STATE_UPLOAD_SECONDS) while the work goes on.
+
         Raises:
             TemporaryError: the lease was lost, so another machine does this work.
         """
+        self._upload_state(step, key, copy=False)
+
+    def _upload_state(self, step: str, key: str, copy: bool) -> None:
+        state = self._state(step, key)
         try:
-            self._state(step, key).save(self._leases[step, key].confirm)
+            with self._saving:
+                (state.save_copy if copy else state.save)(self._leases[step, key].confirm)
         except (UnavailableError, ConfigurationError) as error:
             log.warning("state was not uploaded, only this machine can go on from it: %s", error)
 

@@ -25,10 +25,12 @@ def run_step(
     stopper = Stopper()
     stopper.install()
     if shard is not None:
-        return _run_shards(workspace, run, shard, stopper), errors.EXIT_DONE
+        with stopper.told_apart():
+            return _run_shards(workspace, run, shard, stopper), errors.EXIT_DONE
     team = _team(workspace, run, step)
     try:
-        result = execute(workspace, run, step, _body(step), stopper, part, team=team)
+        with stopper.told_apart():
+            result = execute(workspace, run, step, _body(step), stopper, part, team=team)
     except StepError as error:
         team.tell(error.exit_code)
         raise
@@ -43,7 +45,8 @@ def assist_step(workspace: Workspace, run: str, step: str, part: str = "") -> in
     told = team.hear()
     if told is not None:
         return told
-    assist(workspace, run, step, _body(step), stopper, part)
+    with stopper.told_apart():
+        assist(workspace, run, step, _body(step), stopper, part)
     return errors.EXIT_DONE
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import digests, initial_checkpoint, pinned_files
+from pipeline_tasks import champion_data, digests, initial_checkpoint, pinned_files
 from pipeline_tasks.errors import DataError, ParameterError, RejectedError, UsageError
 from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.params import Parameters
@@ -135,6 +135,8 @@ def _champion(workspace: Workspace, parameters: Parameters) -> dict[str, Any] | 
     champion = registry.fetch_champion(workspace, name)
     if champion is None and (parameters.start.from_champion or parameters.teach.source != "train"):
         raise no_champion(parameters)
+    if champion is not None:
+        champion[champion_data.FIELD] = champion_data.pin(workspace.root / champion["directory"])
     return champion
 
 

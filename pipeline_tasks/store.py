@@ -35,6 +35,8 @@ _MISSING = {"NoSuchKey", "404"}
 _REFUSED = {
     "403", "AccessDenied", "AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"
 }  # fmt: skip
+_CLOCKS_DIFFER = "RequestTimeTooSkewed"
+_DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
 _BUSY = {"RequestTimeout", "SlowDown", "Throttling", "TooManyRequests"}
 
 
@@ -89,6 +91,18 @@ class ObjectStore:
         written = answer["LastModified"]
         age = (parsedate_to_datetime(now) - written).total_seconds() if now else 0.0
         return StoredObject(content, answer["ETag"], age)
+
+    def read_version(self, name: str, version: str) -> bytes:
+        """An object's content, if it still has this ETag (without quotes).
+
+        Raises:
+            MissingObject: there is none.
+            Conflict: it has another one.
+        """
+        with self._errors():
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(name), IfMatch=f'"{version}"')
+            content: bytes = answer["Body"].read()
+        return content
 
     def write(self, name: str, content: bytes) -> None:
         """Write an object, whatever was there."""
@@ -145,6 +159,15 @@ class ObjectStore:
             for page in pages:
                 found.update({entry["Key"][begin:]: entry["Size"] for entry in page.get("Contents", [])})
         return found
+
+    def versions(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+        """Names that begin with `prefix`, their sizes in bytes and ETags (without quotes)."""
+        begin = len(self._key(""))
+        with self._errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    yield entry["Key"][begin:], int(entry["Size"]), str(entry["ETag"]).strip('"')
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; those that do not exist are fine."""
@@ -244,6 +267,13 @@ class ObjectStore:
                 f"{self.endpoint} refused the credentials for bucket {self.bucket!r} ({code}); set AWS_ACCESS_KEY_ID "
                 "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to some that may read and write it"
             )
+        if code == _CLOCKS_DIFFER:
+            return UnavailableError(
+                f"the clock of this machine is too far from that of {self.endpoint}, which refuses requests signed at "
+                "another time; set this machine's clock, then run the step again"
+            )
+        if code in _DAMAGED:
+            return self._damaged(code)
         if status >= 500 or code in _BUSY:
             return self._away(f"{code}, status {status}")
         text = _reason(response.get("Error", {}).get("Message", ""))
@@ -254,16 +284,21 @@ class ObjectStore:
         from boto3.exceptions import RetriesExceededError
         from botocore import exceptions as known
 
-        away = (
-            known.ConnectionError, known.HTTPClientError, known.IncompleteReadError, known.ChecksumError,
-            known.FlexibleChecksumError, RetriesExceededError,
-        )  # fmt: skip
+        if isinstance(error, known.ChecksumError | known.FlexibleChecksumError):
+            return self._damaged(type(error).__name__)
+        away = (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError, RetriesExceededError)
         if isinstance(error, away):
             return self._away(type(error).__name__)
         name = type(error).__name__  # the text of such an error may quote what a credential program printed
         return ConfigurationError(
             f"no usable AWS credentials or settings for {self.uri} ({name}); set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+
+    def _damaged(self, why: str) -> UnavailableError:
+        return UnavailableError(
+            f"what went between this machine and the object store at {self.endpoint} arrived damaged ({why}); nothing "
+            "of it was used: look at the network between them, then run the step again"
         )
 
     def _away(self, why: str) -> UnavailableError:

@@ -120,6 +120,9 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
             )
     except Stopped as stopped:
         raise TemporaryError(f"told to stop: {stopped}; run the same command again to go on") from None
+    except RuntimeError as error:
+        _raise_lost_loader(error)
+        raise
     end_of_training()
     task.model.load_state_dict(result.best_model_state)
     task.model.eval()
@@ -127,6 +130,18 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
     _write_history(context.output / "history.csv", result.history)
     training_curves(result.history, _plots(context) / "curves.png")
     return result
+
+
+def _raise_lost_loader(error: RuntimeError) -> None:
+    """TemporaryError where a loader process was killed, as the kernel does for want of memory; torch raises that
+    wherever the training stands at that moment.
+    """
+    if str(error).startswith("DataLoader worker"):
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise TemporaryError(
+            f"a loader process of the training was lost ({reason}); what was saved last is kept: see that there is "
+            "memory for start.loader_workers processes, then run the same command again to go on"
+        ) from None
 
 
 def _with_fitting_batch(context: StepContext, task: TrainingTask) -> TrainingTask:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.errors import DataError
-from pipeline_tasks.execution import StepContext
 
 if TYPE_CHECKING:
+    from pipeline_tasks.execution import StepContext
     from pipeline_tasks.validation import ValidationLimits
+    from pipeline_tasks.validation.drift import Reference
     from pipeline_tasks.validation_parameters import ValidateDataParameters
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,26 @@ def validate_data(context: StepContext) -> dict[str, Any]:
             else reader.read(role, ("train", "val", "test") if role == "target" else ("train",))
         )
     try:
-        result = validate(raw, roots, limits_of(given), context.output)
+        result = validate(raw, roots, limits_of(given), context.output, reference=_champions_data(context))
     except DataError as error:
         raise DataError(f"{error}; the whole report is in {context.output}") from None
     _publish_missing_roles(context.output, roots)
     return result.summary()
+
+
+def _champions_data(context: StepContext) -> Reference | None:
+    """What the target is compared with; `start` has pinned whether there is anything to compare."""
+    from pipeline_tasks import champion_data
+    from pipeline_tasks.validation.drift import Reference
+
+    if not champion_data.differs(context.run) or context.champion is None:
+        return None
+    reference = Reference(champion_data.name(context.run), champion_data.statistics(context.champion))
+    if reference.statistics is None:
+        log.warning(
+            "%s was registered without statistics of its data, so drift against them is not judged", reference.champion
+        )
+    return reference
 
 
 def limits_of(given: ValidateDataParameters) -> ValidationLimits:

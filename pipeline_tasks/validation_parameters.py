@@ -43,6 +43,14 @@ class ValidateDataParameters(Section):
     maximum_image_megabytes: float = parameter(
         512.0, "Larger picture files are not read but quarantined", unit="MB", gt=0
     )
+    drift_class_distance: float = parameter(
+        0.1, "Share of the training boxes that may have to change class to have the class shares of the champion's "
+        "data, beyond chance; more is a warning", in_key=False, ge=0, le=1,
+    )  # fmt: skip
+    drift_size_index: float = parameter(
+        0.25, "Population stability index that box sizes and picture sizes may have against the champion's data, "
+        "beyond chance; more is a warning", in_key=False, ge=0,
+    )  # fmt: skip
     allow_links: bool = parameter(False, "Follow links that lead out of a dataset folder")
     severities: dict[str, Literal["error", "warning", "ignore"]] = parameter(
         {}, "Severity of single warning rules by name: error (rows are quarantined), warning or ignore"

@@ -36,18 +36,20 @@ def tags(verdict: Content, accuracy: Content, latency: Content) -> dict[str, str
 
 
 def description(verdict: Content, accuracy: Content, latency: Content) -> str:
-    """The version's page, in Markdown: the rules it passed, and what was measured where."""
+    """The version's page, in Markdown: the rules, those that were missed first, and what was measured where."""
     columns = ("name", "measured", "limit", "unit", "how")
-    rules = [tuple(rule[column] for column in columns) for rule in verdict["rules"]]
+    judged = sorted(verdict["rules"], key=lambda rule: bool(rule["passed"]))
+    rules = [("yes" if rule["passed"] else "**no**", *(rule[column] for column in columns)) for rule in judged]
     engines = [_engine(name, accuracy[name], latency[name]) for name in ("int8", "float")]
     around = [(name, latency[name]["p50_ms"], latency[name]["what"]) for name in ("preprocessing", "postprocessing")]
     parts = [
         f"The gate {verdict['sentence']}.",
-        _table(("rule", "measured", "limit", "unit", "how"), rules),
-        _place(latency["int8"]),
+        _table(("passed", "rule", "measured", "limit", "unit", "how"), rules),
+        *_champion(verdict),
+        "**Engines**",
         _table(("engine", "mAP50-95", "precision", *_times(latency["int8"])), engines),
         _table(("around it", "p50 ms", "what"), around),
-        *_champion(verdict),
+        _place(latency["int8"]),
     ]
     return "\n\n".join(parts)
 
@@ -107,8 +109,10 @@ def _champion(verdict: Content) -> list[str]:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [heading, ["---"] * len(heading), *([_value(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """MLflow's pages leave no space between the columns, so each cell but the last ends in some of its own."""
+    texts = [[str(_value(cell)).replace("|", "\\|") for cell in row] for row in (heading, *rows)]
+    first, *others = [" | ".join([*(f"{text} &emsp;" for text in row[:-1]), row[-1]]) for row in texts]
+    return "\n".join(f"| {line} |" for line in (first, " | ".join(["---"] * len(heading)), *others))
 
 
 def _value(value: Any) -> str:

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,19 @@ class Workspace:
         path = self.step_directory(step, key)
         with file_lock(path.with_name(path.name + ".lock"), wait_seconds, f"{step}/{key}"):
             yield
+
+    @contextmanager
+    def champion_lease(self, model: str, wait_seconds: float = 60.0) -> Iterator[Callable[[], None]]:
+        """Hold the right to move a model's champion. Gives a function that raises where it was lost meanwhile.
+
+        Raises:
+            TemporaryError: another process still holds it after `wait_seconds`.
+        """
+        with file_lock(self._champion_lock(model), wait_seconds, f"the champion of {model}"):
+            yield lambda: None
+
+    def _champion_lock(self, model: str) -> Path:
+        return self.root / "champions" / f"{model}.move.lock"
 
     def publish(self, step: str, key: str, manifest: dict[str, Any]) -> Published:
         """Make the partial output the published one, in one rename; its state folder is removed.

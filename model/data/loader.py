@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,6 +38,7 @@ from model.preprocessing import Letterbox, Preprocessing
 logger = logging.getLogger(__name__)
 
 PARTNERS_AMONG = 128  # images
+_PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent dies
 AUGMENTATION_STREAM = 1  # first word of each seed, beside those in sampling.py: no two generators share one
 
 
@@ -291,7 +297,7 @@ def _start_workers(batches: _Batches, keys: _BatchKeys, workers: int) -> DataLoa
         sampler=keys,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         multiprocessing_context="fork",
         generator=torch.Generator(),  # its own, so that workers do not move the training's random state
         persistent_workers=True,
@@ -302,8 +308,16 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """One thread, and the end with the training: a worker whose training was killed while it sent a batch waited for a
+    reader for ever, as it holds the reading end too, and kept the locks that it had inherited.
+    """
     cv2.setNumThreads(0)
+    training = multiprocessing.parent_process()
+    if training is not None and sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != training.pid:  # it died before that
+            os._exit(1)
 
 
 def evaluation_batches(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from model.data import mapped_tables
 from model.data.image_set import Annotations, BoxColumns, Columns, ImageSet, OpenImage, concatenate
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+ROWS_PER_GROUP = 1 << 20
 HASH_COLUMN = "perceptual_hash"
 IMAGES_FILE, BOXES_FILE, METADATA_FILE = "images.parquet", "boxes.parquet", "dataset.json"
 
@@ -99,8 +103,13 @@ class Dataset:
 
     metadata: DatasetMetadata
     images: pa.Table
-    boxes: pa.Table
     columns: Columns
+    read_boxes: Callable[[], pa.Table] = field(repr=False)
+
+    @cached_property
+    def boxes(self) -> pa.Table:
+        """The whole table of boxes; training needs ``columns`` only, which large sets have without reading it."""
+        return self.read_boxes()
 
     @property
     def split_names(self) -> list[str]:
@@ -120,15 +129,17 @@ class Dataset:
 def write_dataset(directory: Path, images: pa.Table, boxes: pa.Table, metadata: DatasetMetadata) -> None:
     """Write the three files, rows sorted by image id (boxes of one image keep their order).
 
+    Large sets get the folder ``mapped`` too (``mapped_tables``).
+
     Equal content gives equal bytes.  Raises ``ValueError`` naming column and value when the tables do not fit
     their schema or each other.
     """
-    images = _conform(images, IMAGES_SCHEMA, IMAGES_FILE)
-    boxes = _conform(boxes, BOXES_SCHEMA, BOXES_FILE)
+    images, boxes = _conform(images, IMAGES_SCHEMA, IMAGES_FILE), _conform(boxes, BOXES_SCHEMA, BOXES_FILE)
+    images = next(mapped_tables.parts(images, _order(images), max(len(images), 1)))
     _check_references(images, boxes, metadata, str(directory))
     directory.mkdir(parents=True, exist_ok=True)
     pq.write_table(images, directory / IMAGES_FILE, compression="zstd")
-    pq.write_table(boxes, directory / BOXES_FILE, compression="zstd")
+    _write_boxes(directory, images, boxes, metadata.roots)
     content = {"schema_version": SCHEMA_VERSION, **asdict(metadata)}
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     (directory / METADATA_FILE).write_text(text, encoding="utf-8")
@@ -137,10 +148,41 @@ def write_dataset(directory: Path, images: pa.Table, boxes: pa.Table, metadata: 
 def read_dataset(directory: Path) -> Dataset:
     """Read what ``write_dataset`` wrote; ``ValueError`` names the file and what is wrong with it."""
     metadata = _read_metadata(directory / METADATA_FILE)
+    if (mapped := mapped_tables.read(directory, *_row_counts(directory))) is not None:
+        return Dataset(metadata, *mapped, lambda: _read_table(directory / BOXES_FILE, BOXES_SCHEMA))
     images = _read_table(directory / IMAGES_FILE, IMAGES_SCHEMA)
     boxes = _read_table(directory / BOXES_FILE, BOXES_SCHEMA)
     _check_references(images, boxes, metadata, str(directory))
-    return Dataset(metadata, images, boxes, _columns(images, boxes, metadata.roots))
+    return Dataset(metadata, images, _columns(images, boxes, metadata.roots), lambda: boxes)
+
+
+def _row_counts(directory: Path) -> tuple[int, int]:
+    """Images and boxes of a set with mapped columns, (0, 0) for one whose tables cannot be read."""
+    try:
+        images, boxes = (pq.read_metadata(directory / name).num_rows for name in (IMAGES_FILE, BOXES_FILE))
+    except (pa.ArrowException, OSError):
+        return 0, 0
+    return images, boxes
+
+
+def _write_boxes(directory: Path, images: pa.Table, boxes: pa.Table, roots: tuple[str, ...]) -> None:
+    """Sorted part by part, since the texts of 25 million boxes take gigabytes."""
+    mapped_tables.forget(directory)
+    large = len(boxes) >= mapped_tables.FROM_BOXES
+    mapped = mapped_tables.Writer(directory, images, len(boxes), roots) if large else None
+    with pq.ParquetWriter(directory / BOXES_FILE, BOXES_SCHEMA, compression="zstd") as file:
+        for part in mapped_tables.parts(boxes, _order(boxes), ROWS_PER_GROUP):
+            file.write_table(part, row_group_size=ROWS_PER_GROUP)
+            if mapped is not None:
+                mapped.add(part)
+    if mapped is not None:
+        mapped.close()
+
+
+def _order(table: pa.Table) -> NDArray[np.int64] | None:
+    """The rows in the order of their image ids, None where they are."""
+    ids = _numpy(table["image_id"])
+    return None if (np.diff(ids) >= 0).all() else np.argsort(ids, kind="stable")
 
 
 def _columns(images: pa.Table, boxes: pa.Table, roots: tuple[str, ...]) -> Columns:
@@ -172,7 +214,7 @@ def _empty(kind: pa.DataType) -> NDArray[Any]:
 
 
 def _conform(table: pa.Table, schema: pa.Schema, file_name: str) -> pa.Table:
-    """Columns in the schema's order and types, rows stably sorted by image id."""
+    """Columns in the schema's order and types."""
     if missing := [name for name in schema.names if name not in table.column_names]:
         raise ValueError(f"{file_name} lacks the columns {missing}; it has {table.column_names}")
     if unknown := [name for name in table.column_names if name not in schema.names]:
@@ -180,9 +222,7 @@ def _conform(table: pa.Table, schema: pa.Schema, file_name: str) -> pa.Table:
     for name in schema.names:
         if table[name].null_count and not schema.field(name).nullable:
             raise ValueError(f"{file_name}: column {name!r} has {table[name].null_count} empty values; it needs all")
-    plain = table.select(schema.names).replace_schema_metadata(None).cast(schema)
-    order = np.argsort(_numpy(plain["image_id"]), kind="stable")
-    return plain.take(pa.array(order)).combine_chunks()
+    return table.select(schema.names).replace_schema_metadata(None).cast(schema)
 
 
 def _check_references(images: pa.Table, boxes: pa.Table, metadata: DatasetMetadata, where: str) -> None:
@@ -193,7 +233,7 @@ def _check_references(images: pa.Table, boxes: pa.Table, metadata: DatasetMetada
     owners = _numpy(boxes["image_id"])
     orphans = owners[~np.isin(owners, image_ids)]
     if len(orphans):
-        raise ValueError(f"{where}: {len(orphans)} boxes belong to no image, the first to image_id {orphans[0]}")
+        raise ValueError(f"{where}: {len(orphans)} boxes belong to no image, the first to image_id {orphans.min()}")
     _check_range(_numpy(images["root"]), len(metadata.roots), f"{where}: images.root", "roots")
     _check_range(_numpy(boxes["category"]), len(metadata.class_names), f"{where}: boxes.category", "class names")
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks.commands import data_validate
+from pipeline_tasks.commands import data_announce, data_validate
 from pipeline_tasks.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ def add_to(commands: Any) -> None:
     for add in (_add_add, _add_list, _add_show, _add_diff, _add_split, _add_merge, _add_export, _add_gc):
         add(group)
     data_validate.add_to(group)
+    data_announce.add_to(group)
 
 
 def _add_format(command: argparse.ArgumentParser) -> None:
@@ -39,14 +40,20 @@ def _add_add(group: Any) -> None:
     command.add_argument("--to", type=Path, metavar="DIR", help="copy a folder from outside the repository to here")
     text = "follow links that lead out of the folder; a copy (--to) holds what they point to"
     command.add_argument("--allow-links", action="store_true", help=text)
+    text = "the pictures stay in this bucket, in place of the folder images/; they are cached while they are used"
+    command.add_argument("--images", metavar="s3://BUCKET/PREFIX", help=text)
+    command.add_argument("--no-announce", action="store_true", help="do not tell Airflow of the new version")
     _add_format(command)
     command.set_defaults(command_function=_add)
 
 
 def _add(arguments: argparse.Namespace) -> int:
+    from pipeline_tasks.announcement import announce_added
     from pipeline_tasks.data.versioning import add
 
-    add(arguments.path, arguments.to, arguments.format, arguments.allow_links)
+    added = add(arguments.path, arguments.to, arguments.format, arguments.allow_links, arguments.images)
+    if not arguments.no_announce:
+        announce_added(added.path)
     return 0
 
 

@@ -26,6 +26,8 @@ def add_to(group: Any) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for the whole report; it must not exist")
     command.add_argument("--fix", action="store_true", help="repair what is unambiguous in a copy, --to")
     command.add_argument("--to", type=Path, metavar="DIR", help="the repaired copy; it must not exist")
+    text = "open no picture: look at the records alone, and whether the pictures exist"
+    command.add_argument("--no-decode", action="store_true", help=text)
     command.set_defaults(command_function=_run)
 
 
@@ -33,7 +35,9 @@ def _run(arguments: argparse.Namespace) -> int:
     given = arguments
     if given.fix != (given.to is not None):
         raise UsageError("--fix and --to DIR go together: the original is never changed")
-    validate_data_folder(given.path, given.format, given.params, given.out, given.to)
+    if given.fix and given.no_decode:
+        raise UsageError("--fix needs what is in the pictures; leave out --no-decode")
+    validate_data_folder(given.path, given.format, given.params, given.out, given.to, not given.no_decode)
     return 0
 
 
@@ -43,6 +47,7 @@ def validate_data_folder(
     params: Path | None = None,
     out: Path | None = None,
     fix_to: Path | None = None,
+    decode: bool = True,
 ) -> FolderReport:
     """Log what was found, write the report to `out` and a repaired copy to `fix_to` where they are given.
 
@@ -62,7 +67,8 @@ def validate_data_folder(
             require_new(folder)
     section = resolve(params, {}).validate_data
     with written_aside(out) if out else tempfile.TemporaryDirectory(prefix="nasline-validate-") as output:
-        report = validate_folder(path, Path(output), limits_of(section), format, section.allow_links)
+        limits = limits_of(section)
+        report = validate_folder(path, Path(output), limits, format, section.allow_links, decode=decode)
     recognised = report.reader.recognised
     log.info("%s is read as %s: %s", path, recognised.format, recognised.reason)
     for line in report.lines():

@@ -34,7 +34,7 @@ def add_to(commands: Any) -> None:
     command = commands.add_parser("evaluate", help=text, description=text, allow_abbrev=False)
     command.add_argument("model", metavar="MODEL", help="checkpoint or engine folder, or models:/NAME@champion")
     command.add_argument(
-        "--dataset", type=Path, required=True, metavar="DIR", help="folder in COCO layout, or a published dataset"
+        "--dataset", type=Path, required=True, metavar="DIR", help="folder in any format, or a published dataset"
     )
     command.add_argument("--split", default="test", help="train, val or test (default test)")
     command.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json, tables and pictures there")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.data.tables import DatasetMetadata
+from pipeline_tasks import bucket_images
 from pipeline_tasks.data.coco_files import AnnotationFile, read_file
 from pipeline_tasks.data.raw import (
     RAW_BOXES_SCHEMA,
@@ -116,6 +117,8 @@ def list_pictures(path: Path) -> list[str]:
         pointer = path.with_name(path.name + ".dvc")
         remedy = f"run `dvc pull {pointer}`" if pointer.is_file() else "give the folder of a dataset"
         raise DataError(f"{path} is not a folder; {remedy}")
+    if (bucket := bucket_images.of_folder(path)) is not None:
+        return bucket.paths()
     if not (path / "images").is_dir():
         raise DataError(f"{path} has no folder images/; put the pictures there")
     found = []

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.images import read_image
+from model.data.images import decode_image
 from model.data.near_duplicates import COMPARED_AT_ONCE, NEAR_BITS, Hashes, perceptual_hash
 from pipeline_tasks.data.content_digest import file_digests
+from pipeline_tasks.images import read_content
 
 FILES_PER_TASK = 32
 LISTED = 20
@@ -52,13 +53,13 @@ def fingerprints(folder: Path, paths: Sequence[str], decode: bool = True) -> Fin
         return Fingerprints(digests, [None] * len(paths))
     groups = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
-        hashes = list(chain.from_iterable(executor.map(lambda group: [_hash(folder / path) for path in group], groups)))
+        hashes = list(chain.from_iterable(executor.map(lambda group: [_hash(folder, path) for path in group], groups)))
     return Fingerprints(digests, hashes)
 
 
-def _hash(path: Path) -> int | None:
+def _hash(folder: Path, path: str) -> int | None:
     try:
-        return perceptual_hash(read_image(path))
+        return perceptual_hash(decode_image(read_content(folder, path), path))
     except ValueError:
         return None
 

@@ -24,6 +24,7 @@ STRICTER = ("train", "val", "test")
 """A picture that sets have in different splits goes to the last of these: a test stays honest."""
 
 ClassMap = Mapping[str, str | None]
+_BoxKey = tuple[str | float | None, ...]
 
 
 @dataclass
@@ -37,6 +38,10 @@ class Merged:
     """By class: boxes of classes that the result does not have."""
     repeated: list[str] = field(default_factory=list)
     """Pictures that an earlier set has too, with equal bytes; they are taken once, with the earlier set's boxes."""
+    copied_boxes: int = 0
+    """Boxes of these pictures in the later sets, which are left out."""
+    unlike_boxes: dict[str, int] = field(default_factory=dict)
+    """By picture: those of them that the earlier set's picture has no equal of (class and place)."""
     partly_labelled: list[str] = field(default_factory=list)
     """Classes that some of the sets do not know, so their images lack these boxes."""
 
@@ -68,8 +73,9 @@ def merge(sets: Sequence[OpenSet], classes: str = "same", class_map: ClassMap | 
     names = _class_list(sets, lists, classes)
     merged = Merged(_empty(sets[0].raw, names), dict(enumerate(one.folder for one in sets)))
     merged.partly_labelled = [name for name in names if not all(name in own for own in lists)]
-    owners = _owners(sets, merged)
-    tables = [_rows(one, root, names, renames, owners, merged) for root, one in enumerate(sets)]
+    owners, shared = _owners(sets, merged)
+    copies = _Copies(merged, owners, shared, renames)
+    tables = [_rows(one, root, names, copies) for root, one in enumerate(sets)]
     images, boxes = _numbered(tables)
     metadata = replace(
         merged.raw.metadata,
@@ -123,9 +129,10 @@ def _annotation_licence(sets: Sequence[OpenSet]) -> str:
     return " and ".join(sorted(named))
 
 
-def _owners(sets: Sequence[OpenSet], merged: Merged) -> dict[str, tuple[int, str]]:
-    """By content: the set that keeps a picture, and the strictest split that any set has it in."""
+def _owners(sets: Sequence[OpenSet], merged: Merged) -> tuple[dict[str, tuple[int, str]], set[str]]:
+    """The set that keeps each picture, by content, with the strictest split of any set; and what several have."""
     owners: dict[str, tuple[int, str]] = {}
+    shared = set()
     for root, one in enumerate(sets):
         images = usable_images(one.raw)
         splits = dict(zip(images["path"].to_pylist(), images["split"].to_pylist(), strict=True))
@@ -134,22 +141,48 @@ def _owners(sets: Sequence[OpenSet], merged: Merged) -> dict[str, tuple[int, str
             owners[digest] = (keeper, max(split, splits[path], key=_strictness))
             if keeper != root:
                 merged.repeated.append(f"{one.folder}/{path}")
-    return owners
+                shared.add(digest)
+    return owners, shared
 
 
 def _strictness(split: str) -> int:
     return STRICTER.index(split) if split in STRICTER else -1
 
 
-def _rows(
-    one: OpenSet, root: int, names: list[str], renames: ClassMap, owners: dict[str, tuple[int, str]], merged: Merged
-) -> tuple[pa.Table, pa.Table]:
+@dataclass
+class _Copies:
+    """Which set keeps each picture, and the boxes of pictures that several sets have."""
+
+    merged: Merged
+    owners: dict[str, tuple[int, str]]
+    shared: set[str]
+    """Digests of the pictures that several sets have."""
+    renames: ClassMap
+    _known: dict[str, set[_BoxKey]] = field(default_factory=dict)
+
+    def count(self, one: OpenSet, images: pa.Table, boxes: pa.Table, kept: pa.Array, digests: list[str | None]) -> None:
+        """Remember the boxes of pictures that are kept, and count those of later copies; `digests` by row of images."""
+        rows = [row for row, digest in enumerate(digests) if digest in self.shared]
+        own = _boxes_by_row(one, images, boxes, rows, self.renames)
+        for row in rows:
+            digest, found = str(digests[row]), own.get(row, [])
+            if kept[row].as_py():
+                self._known.setdefault(digest, set()).update(found)
+                continue
+            self.merged.copied_boxes += len(found)
+            unlike = sum(box not in self._known.get(digest, set()) for box in found)
+            if unlike:
+                self.merged.unlike_boxes[f"{one.folder}/{images['path'][row].as_py()}"] = unlike
+
+
+def _rows(one: OpenSet, root: int, names: list[str], copies: _Copies) -> tuple[pa.Table, pa.Table]:
     """Images and boxes of one set that the result takes, the classes as indices into `names`."""
     images, boxes = usable_images(one.raw), usable_boxes(one.raw)
-    paths = images["path"].to_pylist()
+    paths, merged, renames = images["path"].to_pylist(), copies.merged, copies.renames
     digests = file_digests(one.folder, [path for path in paths if (one.folder / path).is_file()])
-    homes = [owners[digests[path]] if path in digests else (root, "") for path in paths]
+    homes = [copies.owners[digests[path]] if path in digests else (root, "") for path in paths]
     kept = pa.array([home == root for home, _ in homes])
+    copies.count(one, images, boxes, kept, [digests.get(path) for path in paths])
     splits = [split or own for (_, split), own in zip(homes, images["split"].to_pylist(), strict=True)]
     images = _set(images, "split", pa.array(splits, pa.string())).filter(kept)
     images = images.append_column("root", pa.array(np.full(len(images), root, np.int32)))
@@ -160,6 +193,22 @@ def _rows(
     boxes = _set(boxes, "category", pa.array(categories)).filter(pa.array(categories >= 0))
     rows = pc.index_in(boxes["image_id"], value_set=images["image_id"].combine_chunks())
     return images, _set(boxes, "split", images["split"].take(rows.combine_chunks()))
+
+
+def _boxes_by_row(
+    one: OpenSet, images: pa.Table, boxes: pa.Table, rows: list[int], renames: ClassMap
+) -> dict[int, list[_BoxKey]]:
+    """The boxes of some rows of `images`: class by its new name, and place to a hundredth of a pixel."""
+    names = _renamed(one, renames)
+    ids = images["image_id"].take(pa.array(rows, pa.int64())).combine_chunks()
+    places = pc.index_in(boxes["image_id"], value_set=ids)
+    chosen = boxes.filter(pc.is_valid(places))
+    found: dict[int, list[_BoxKey]] = {}
+    columns = [places.drop_null().to_pylist(), *(chosen[name].to_pylist() for name in ("category", *"xywh"))]
+    for place, category, *xywh in zip(*columns, strict=True):
+        key = (names[category], *(round(side, 2) for side in xywh))
+        found.setdefault(rows[place], []).append(key)
+    return found
 
 
 def _count_dropped(one: OpenSet, categories: np.ndarray[Any, Any], merged: Merged) -> None:
@@ -185,15 +234,27 @@ def _set(table: pa.Table, name: str, values: Any) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, values)
 
 
+def _copies_text(found: Merged) -> list[str]:
+    lines = [
+        f"{len(found.repeated)} pictures are in an earlier set too and were taken once: {found.repeated[0]}",
+        f"left out with them: {found.copied_boxes} boxes of the later sets",
+    ]
+    if found.unlike_boxes:
+        path, count = next(iter(found.unlike_boxes.items()))
+        lines.append(
+            f"  {sum(found.unlike_boxes.values())} of them, in {len(found.unlike_boxes)} pictures, have no equal among "
+            f"the boxes of the earlier set: {path} ({count})"
+        )
+    return lines
+
+
 def text(found: Merged, target: Path) -> str:
     """The merge for a reader."""
     count, classes = len(found.raw.boxes), len(found.raw.metadata.class_names)
     lines = [f"{len(found.raw.images)} images, {count} boxes, {classes} classes of {len(found.folders)} sets"]
     lines += [f"dropped: {number} boxes of class {name!r}" for name, number in found.dropped_boxes.items()]
     if found.repeated:
-        lines.append(
-            f"{len(found.repeated)} pictures are in an earlier set too and were taken once: {found.repeated[0]}"
-        )
+        lines += _copies_text(found)
     if found.partly_labelled:
         shown = ", ".join(repr(name) for name in found.partly_labelled[:8])
         lines.append(

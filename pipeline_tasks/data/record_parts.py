@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline_tasks.data.json_stream import PartSink
 from pipeline_tasks.data.raw import RAW_BOXES_SCHEMA, RAW_IMAGES_SCHEMA
@@ -45,20 +46,35 @@ class _Annotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: int | bool | None = 0
+
+
+class _Outlined(_Annotation, gc=False):
+    """An annotation of a part in which some have a segmentation."""
+
     segmentation: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Parts:
-    """Calls `whole` with the typed records of a part, and `single` for each record of a part with an odd one."""
+    """Calls `whole` with the typed records of a part, and `single` for each record of a part with an odd one.
 
-    def __init__(self, kind: Any, whole: Callable[[int, list[Any]], None], single: Callable[[int, Any], None]) -> None:
-        self._decoder: Any = msgspec.json.Decoder(list[kind])
-        self._whole, self._single = whole, single
+    `kinds`: the records' type, and that of a part in which the member `word` occurs.
+    """
+
+    def __init__(
+        self,
+        kinds: tuple[Any, Any],
+        word: bytes,
+        whole: Callable[[int, list[Any]], None],
+        single: Callable[[int, Any], None],
+    ) -> None:
+        self._plain, self._full = (_decoder(kind) for kind in kinds)
+        self._word, self._whole, self._single = word, whole, single
 
     def __call__(self, position: int, part: bytes) -> int | None:
         """See `json_stream.PartSink`."""
         try:
-            records = self._decoder.decode(part)
+            decoder = self._full if self._word in part or b"\\" in part else self._plain
+            records = decoder.decode(part)
             self._whole(position, records)
             return len(records)
         except (msgspec.MsgspecError, _Odd, OverflowError, UnicodeDecodeError):
@@ -72,6 +88,10 @@ class _Parts:
         return len(plain)
 
 
+def _decoder(kind: Any) -> Any:
+    return msgspec.json.Decoder(list[kind])
+
+
 def image_parts(records: ImageRecords) -> PartSink:
     """A sink for parts of the array of images."""
 
@@ -83,7 +103,8 @@ def image_parts(records: ImageRecords) -> PartSink:
         if any(((side < 1) | (side > LARGEST_SIDE)).any() for side in sides):
             raise _Odd
         count = len(images)
-        licences = [None if image.license is None else str(image.license) for image in images]
+        licences = _all(images, "license")
+        texts = {licence: None if licence is None else str(licence) for licence in set(licences)}
         columns = {
             "image_id": _range(position, count),
             "original_id": _texts(images, "id"),
@@ -91,12 +112,12 @@ def image_parts(records: ImageRecords) -> PartSink:
             "width": sides[0],
             "height": sides[1],
             "split": _repeated(records.split, count),
-            "licence": licences,
+            "licence": list(map(texts.__getitem__, licences)),
             "source_record": _sources(f"{records.file}#/images/", position, count),
         }
         records.append(_batch(RAW_IMAGES_SCHEMA, columns, count))
 
-    return _Parts(_Image, add, records.add)
+    return _Parts((_Image, _Image), b"", add, records.add)
 
 
 def annotation_parts(records: AnnotationRecords) -> PartSink:
@@ -104,26 +125,24 @@ def annotation_parts(records: AnnotationRecords) -> PartSink:
 
     def add(position: int, annotations: list[_Annotation]) -> None:
         count = len(annotations)
-        crowd = _all(annotations, "iscrowd")
-        if not set(crowd) <= {0, 1, None}:
-            raise _Odd
-        flat = itertools.chain.from_iterable(_all(annotations, "bbox"))
+        flat = itertools.chain.from_iterable(map(attrgetter("bbox"), annotations))
         boxes = np.fromiter(flat, np.float64, 4 * count).reshape(count, 4)
         columns = {
             "image_reference": _texts(annotations, "image_id"),
             "category_reference": _texts(annotations, "category_id"),
             **{side: np.ascontiguousarray(boxes[:, place]) for place, side in enumerate("xywh")},
-            "area": _all(annotations, "area"),
-            "iscrowd": np.array([bool(flag) for flag in crowd], np.bool_),
+            "area": _areas(annotations),
+            "iscrowd": _crowd(annotations),
             "annotation_id": _texts(annotations, "id"),
             "split": _repeated(records.split, count),
             "source_record": _sources(f"{records.file}#/annotations/", position, count),
         }
         records.append(_batch(RAW_BOXES_SCHEMA, columns, count))
-        given = [one for one in _all(annotations, "segmentation") if one is not msgspec.UNSET]
-        records.empty_segmentations += sum(map(_is_empty_list, given))
+        if count and isinstance(annotations[0], _Outlined):
+            given = [one for one in _all(annotations, "segmentation") if one is not msgspec.UNSET]
+            records.empty_segmentations += sum(map(_is_empty_list, given))
 
-    return _Parts(_Annotation, add, records.add)
+    return _Parts((_Annotation, _Outlined), b"segmentation", add, records.add)
 
 
 def _all(records: list[Any], name: str) -> list[Any]:
@@ -132,7 +151,22 @@ def _all(records: list[Any], name: str) -> list[Any]:
 
 def _texts(records: list[Any], name: str) -> pa.Array:
     """Whole numbers as text, as ids are kept; an id beyond 64 bits raises OverflowError."""
-    return pa.array(_all(records, name), pa.int64()).cast(pa.string())
+    return pa.array(np.fromiter(map(attrgetter(name), records), np.int64, len(records))).cast(pa.string())
+
+
+def _areas(annotations: list[_Annotation]) -> Any:
+    areas = np.fromiter(map(attrgetter("area"), annotations), np.float64, len(annotations))
+    return _all(annotations, "area") if np.isnan(areas).any() else areas  # JSON has no NaN: some have no area
+
+
+def _crowd(annotations: list[_Annotation]) -> NDArray[np.bool_]:
+    try:
+        flags = np.fromiter(map(attrgetter("iscrowd"), annotations), np.int64, len(annotations))
+    except TypeError:  # null is no crowd
+        flags = np.array([0 if one.iscrowd is None else one.iscrowd for one in annotations], np.int64)
+    if ((flags < 0) | (flags > 1)).any():
+        raise _Odd
+    return flags.astype(np.bool_)
 
 
 def _range(first: int, count: int) -> pa.Array:

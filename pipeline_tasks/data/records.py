@@ -10,40 +10,9 @@ import pyarrow as pa
 
 from pipeline_tasks.data.json_records import type_name
 from pipeline_tasks.data.raw import RAW_BOXES_SCHEMA, RAW_IMAGES_SCHEMA
+from pipeline_tasks.data.table_builder import TableBuilder
 
-ROWS_PER_BATCH = 65536
 LARGEST_SIDE = 1_000_000
-
-
-class TableBuilder:
-    """Collects rows and turns each 65536 of them into an Arrow batch, so that their Python objects can go."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._batches: list[pa.RecordBatch] = []
-        self._rows: list[tuple[Any, ...]] = []
-
-    def append(self, row: tuple[Any, ...]) -> None:
-        """Add one row, its values in the order of the schema."""
-        self._rows.append(row)
-        if len(self._rows) == ROWS_PER_BATCH:
-            self._flush()
-
-    def append_batch(self, batch: pa.RecordBatch) -> None:
-        """Add many rows that are columns already."""
-        self._flush()
-        self._batches.append(batch)
-
-    def finish(self) -> pa.Table:
-        """The table of all rows."""
-        self._flush()
-        return pa.Table.from_batches(self._batches, self._schema)
-
-    def _flush(self) -> None:
-        if self._rows:
-            columns = [pa.array(c, f.type) for c, f in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
-            self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-            self._rows = []
 
 
 class ImageRecords:

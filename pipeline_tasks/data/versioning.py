@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from pipeline_tasks import bucket_images
 from pipeline_tasks.data.content_digest import files_below, folder_digest
 from pipeline_tasks.data.readers import Recognised, open_reader
-from pipeline_tasks.errors import ConfigurationError, DataError, TemporaryError, UsageError
+from pipeline_tasks.errors import ConfigurationError, DataError, StepError, TemporaryError, UsageError
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,33 @@ class AddedDataset:
         )
 
 
-def add(path: Path, to: Path | None = None, given_format: str | None = None, allow_links: bool = False) -> AddedDataset:
+def add(
+    path: Path,
+    to: Path | None = None,
+    given_format: str | None = None,
+    allow_links: bool = False,
+    images: str | None = None,
+) -> AddedDataset:
     """Track a dataset folder with DVC; with `to`, copy it there first (a folder inside the DVC project).
 
-    `allow_links`: follow links that lead out of the folder; a copy then holds what they point to.
+    `allow_links`: follow links that lead out of the folder; a copy then holds what they point to. `images`: the
+    address s3://BUCKET/PREFIX where the pictures stay, in place of the folder images/; they are listed, as they are
+    again whenever such a set is added.
 
     Prints what the folder was recognised as and why, digest, size and the commands that come next. Raises `DataError`
     for a folder that is no dataset or that DVC refuses, `UsageError` outside a DVC project.
     """
-    recognised = _recognise(path, given_format, allow_links)
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder; give the folder of a dataset")
+    address = images or bucket_images.address_of(path)
+    recognised = None if address else _recognise(path, given_format, allow_links)
     copied = to is not None and not to.exists()
     folder = path if to is None else _copy(path, to)
     _check_no_links(folder)
+    if recognised is None:
+        with _copy_removed(folder, copied):
+            bucket_images.list_bucket(folder, str(address))
+            recognised = _recognise(folder, given_format, allow_links)
     project = project_root(folder)
     if project is None:
         raise UsageError(
@@ -142,8 +158,6 @@ def pointer_of(folder: Path) -> Path:
 
 
 def _recognise(path: Path, given_format: str | None, allow_links: bool) -> Recognised:
-    if not path.is_dir():
-        raise DataError(f"{path} is not a folder; give the folder of a dataset")
     reader = open_reader(path, given_format, allow_links)
     if not reader.listing.pictures:
         raise DataError(f"{path} holds no pictures; a dataset needs them beside its annotations")
@@ -180,6 +194,17 @@ def _marked(folder: Path, copied: bool) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     marker.unlink(missing_ok=True)
+
+
+@contextmanager
+def _copy_removed(folder: Path, copied: bool) -> Iterator[None]:
+    """A folder that was `copied` to be added goes when what it names cannot be used."""
+    try:
+        yield
+    except StepError:
+        if copied:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def adding_marker(folder: Path) -> Path:
@@ -258,10 +283,10 @@ def _versioned_files(folder: Path) -> list[str]:
         return files_below(folder)
     with dvc_errors(folder):
         from dvc.fs import localfs
-        from dvc.repo import Repo
+        from dvc.ignore import DvcIgnoreFilter
 
-        with Repo(str(project)) as repo:
-            found = list(repo.dvcignore.find(localfs, str(folder.resolve())))
+        # Not by a `Repo`: that writes into the project, which a worker may only read.
+        found = list(DvcIgnoreFilter(localfs, str(project)).find(localfs, str(folder.resolve())))
     return [Path(file).relative_to(folder.resolve()).as_posix() for file in found]
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_tasks.tracking.client import connect, one_line, server_errors, shown_uri
-from pipeline_tasks.tracking.mirror import STEP_TAG, address, find_or_create_experiment
+from pipeline_tasks.tracking.experiments import find_or_create_experiment
+from pipeline_tasks.tracking.mirror import STEP_TAG, address
 from pipeline_tasks.workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import getpass
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
+from pipeline_tasks.errors import TemporaryError
 from pipeline_tasks.tracking.client import ask, away, one_line, server_errors
 from pipeline_tasks.tracking.mirror import PARENT_TAG
 from pipeline_tasks.tracking.registry import CHAMPION
-from pipeline_tasks.workspace import file_lock
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -74,13 +74,15 @@ def move_champion(
     """Let the alias stand at a version and write the move down; None where it stands there already.
 
     The alias is moved last: a move that broke off is made again by the same call. One that broke off behind it, before
-    the pipeline runs were told, is told by the same call. Of two at once on a machine the second waits for the first.
+    the pipeline runs were told, is told by the same call. Of two at once in one workspace, on one machine or on two,
+    the second waits for the first.
 
     Raises:
         UnavailableError: the registry does not answer.
-        TemporaryError: another process has been moving this alias for a minute.
+        TemporaryError: another process has been moving this alias for a minute, or took the right to while this one
+            stood still.
     """
-    with file_lock(workspace.root / "champions" / f"{name}.move.lock"):
+    with workspace.champion_lease(name) as confirm:
         model = ask(lambda: client.get_registered_model(name), workspace)
         moves = history(model.tags) if model else ()
         before = str(model.aliases[CHAMPION]) if model and CHAMPION in model.aliases else None
@@ -91,7 +93,9 @@ def move_champion(
         who, why = _plain(by)[:MOST_LETTERS_OF_A_NAME], _plain(because)[:MOST_LETTERS]
         move = Move(version, before, kind, _later(moves), who, why)
         try:
-            _write(client, name, move)
+            _write(client, name, move, confirm)
+        except TemporaryError:
+            raise
         except server_errors() as error:
             raise away(workspace, error) from None
         _tell_runs(client, name, move)
@@ -120,12 +124,13 @@ def actor() -> str:
         return "unknown"
 
 
-def _write(client: MlflowClient, name: str, move: Move) -> None:
+def _write(client: MlflowClient, name: str, move: Move, confirm: Callable[[], None]) -> None:
     content = json.dumps(asdict(move), sort_keys=True, ensure_ascii=False)
     client.set_registered_model_tag(name, f"{LOG_TAG}{move.at}", content)
     told = {"since": move.at, "by": move.by, "because": move.because, "before": move.before or "none"}
     for field, value in told.items():
         client.set_model_version_tag(name, move.version, f"{LOG_TAG}{field}", value)
+    confirm()
     client.set_registered_model_alias(name, CHAMPION, move.version)
 
 

@@ -15,6 +15,7 @@ from pipeline_tasks.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 LOGIN = re.compile(r"(?<=://)[^/\s]*@")
@@ -49,7 +50,7 @@ def connect(workspace: Workspace) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised too, and told once
     import mlflow
     from mlflow.tracking import MlflowClient
 
@@ -95,17 +96,28 @@ def server_errors() -> tuple[type[Exception], ...]:
 def ask(question: Callable[[], Answer], workspace: Workspace) -> Answer | None:
     """The answer of the registry or the tracking store, None when it knows no such thing.
 
+    MLflow's server with users answers "permission denied" to who is no administrator and asks for a model that does not
+    exist; so does it for one that may not be read, hence the warning.
+
     Raises:
         UnavailableError: it does not answer.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+    from mlflow.protos.databricks_pb2 import (
+        INVALID_PARAMETER_VALUE,
+        PERMISSION_DENIED,
+        RESOURCE_DOES_NOT_EXIST,
+        ErrorCode,
+    )
 
     unknown = {ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)}
     try:
         return question()
     except MlflowException as error:
         if error.error_code in unknown:
+            return None
+        if error.error_code == ErrorCode.Name(PERMISSION_DENIED):
+            log.warning("the tracking server denies what was asked, or knows no such thing; taken as not there")
             return None
         raise away(workspace, error) from None
     except server_errors() as error:

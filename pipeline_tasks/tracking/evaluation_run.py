@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from pipeline_tasks.tracking.client import connect, one_line, server_errors, shown_uri
-from pipeline_tasks.tracking.mirror import NOTE_TAG, RUN_TAG, STEP_TAG, address, find_or_create_experiment
+from pipeline_tasks.tracking.experiments import find_or_create_experiment
+from pipeline_tasks.tracking.mirror import NOTE_TAG, RUN_TAG, STEP_TAG, address
 
 if TYPE_CHECKING:
     from pipeline_tasks.commands.evaluate_champion import Evaluation

@@ -19,6 +19,7 @@ from pipeline_tasks.errors import UnavailableError
 from pipeline_tasks.steps import STEP_NAMES
 from pipeline_tasks.tracking import run_page
 from pipeline_tasks.tracking.client import connect, one_line, server_errors, shown_uri
+from pipeline_tasks.tracking.experiments import find_or_create_experiment
 from pipeline_tasks.tracking.metric_lines import log_epochs, log_samples, metric_name
 from pipeline_tasks.workspace import Workspace, file_lock, write_json
 
@@ -302,31 +303,6 @@ def _find_or_create_child(client: MlflowClient, parent: dict[str, Any], run: str
 def _search(client: MlflowClient, experiment_id: str, query: str) -> str | None:
     runs = client.search_runs([experiment_id], query, max_results=1)
     return str(runs[0].info.run_id) if runs else None
-
-
-def find_or_create_experiment(client: MlflowClient, name: str) -> str:
-    """The experiment's id; two steps may want to create it at the same moment."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=_artifact_location()))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
-def _artifact_location() -> str | None:
-    """Only a local store needs a place named; a server has its own."""
-    import mlflow
-
-    uri = mlflow.get_tracking_uri()
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
 
 
 def address(workspace: Workspace, experiment_id: str, run_id: str) -> str:

@@ -45,7 +45,7 @@ def register_bundle(
     """
     client = open_store(workspace)
     try:
-        version = _existing_version(client, name, tags) or _new_version(client, name, bundle, run_id)
+        version = _existing_version(client, name, tags) or _new_version(name, bundle, run_id, tags)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
         if description:
@@ -70,7 +70,8 @@ def _existing_version(client: MlflowClient, name: str, tags: dict[str, str]) -> 
     return str(found[0].version) if found else None
 
 
-def _new_version(client: MlflowClient, name: str, bundle: Path, run_id: str | None) -> str:
+def _new_version(name: str, bundle: Path, run_id: str | None, tags: dict[str, str]) -> str:
+    """Upload first, then make the version together with its tags: a kill leaves no version that nobody can tell."""
     import mlflow
 
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
@@ -81,9 +82,8 @@ def _new_version(client: MlflowClient, name: str, bundle: Path, run_id: str | No
             signature=signature(bundle / "engine"),
             input_example=input_example(),
             pip_requirements=[f"nasline=={_version()}"],
-            registered_model_name=name,
         )
-    return str(info.registered_model_version)
+    return str(mlflow.register_model(info.model_uri, name, tags=tags).version)
 
 
 def _version() -> str:

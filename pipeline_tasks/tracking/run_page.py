@@ -25,16 +25,17 @@ def tags(frozen: Content) -> dict[str, str]:
 def description(frozen: Content) -> str:
     """The page before the gate has spoken."""
     start = frozen["parameters"]["start"]
-    sets = [f"{role} `{entry['path']}` ({entry['digest'][:12]})" for role, entry in frozen["datasets"].items() if entry]
+    named = {role: entry for role, entry in frozen["datasets"].items() if entry}
+    sets = [f"{role}: `{entry['path']}` ({entry['digest'][:12]})" for role, entry in named.items()]
     champion = frozen.get("champion")
     met = f"{champion['name']} v{champion['version']}" if champion else "none"
-    lines = [
-        f"Student {start['student_variant']}, teacher {start['teacher_variant']}, {start['image_size']} pixels, "
-        f"for the model `{start['model_name']}`; the champion at the start: {met}.",
-        f"Data: {'; '.join(sets)}.",
-        f"Code {frozen['code_version']}.",
+    facts = [
+        f"student {start['student_variant']}, teacher {start['teacher_variant']}, {start['image_size']} pixels, "
+        f"for the model `{start['model_name']}`; the champion at the start: {met}",
+        *sets,
+        f"code {frozen['code_version']}",
     ]
-    return "\n\n".join(lines)
+    return "\n".join(["**Run**", "", *(f"- {fact}" for fact in facts)])
 
 
 def with_verdict(before: str, gate: Path, run_id: str, delivered: Sequence[str]) -> str:
@@ -49,7 +50,7 @@ def with_verdict(before: str, gate: Path, run_id: str, delivered: Sequence[str])
 
     contents = [json.loads((gate / name).read_text(encoding="utf-8")) for name in GATE_FILES]
     pictures = [_picture(run_id, name) for name in PICTURES if name in delivered]
-    return "\n\n".join([measured(*contents), before, *pictures])
+    return "\n\n".join([measured(*contents), before, *(["**Test images**"] if pictures else []), *pictures])
 
 
 def gate_tag(gate: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -103,10 +103,7 @@ def sizes_of_other_classes(boxes: pa.Table, ratio: float) -> tuple[NDArray[np.in
     medians: dict[int, float] = {}
     odd = []
     at_border = _at_border(boxes)
-    for category in np.unique(categories[categories >= 0]).tolist():
-        rows = np.flatnonzero((categories == category) & np.isfinite(sides))
-        if len(rows) == 0:
-            continue
+    for category, rows in _rows_of_each(categories, np.isfinite(sides)):
         median = float(np.median(sides[rows]))
         if len(rows) >= FEWEST_OF_OTHER and np.median(np.abs(sides[rows] - median)) <= LARGEST_SPREAD_OF_OTHER:
             medians[category] = median
@@ -122,6 +119,14 @@ def sizes_of_other_classes(boxes: pa.Table, ratio: float) -> tuple[NDArray[np.in
         if nearest is not None and away[nearest] < abs(sides[row] - np.log(usual[row])) / 2:
             looks_like[row] = nearest
     return looks_like, usual
+
+
+def _rows_of_each(categories: NDArray[np.int64], judged: NDArray[np.bool_]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each class with the rows of its judged boxes, rising; one sort for all classes."""
+    rows = np.flatnonzero(judged & (categories >= 0))
+    rows = rows[np.argsort(categories[rows], kind="stable")]
+    found, first = np.unique(categories[rows], return_index=True)
+    yield from zip(found.tolist(), np.split(rows, first[1:]), strict=False)
 
 
 def _log_sides(boxes: pa.Table) -> Floats:

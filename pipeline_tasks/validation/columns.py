@@ -24,6 +24,20 @@ def floats(column: pa.ChunkedArray, rows: pa.Array | None = None) -> NDArray[np.
     return values
 
 
+def chosen_from(names: pa.Array, codes: NDArray[np.int64]) -> pa.DictionaryArray:
+    """The names at these positions, null for negative ones, as codes: 4 bytes a row however long the names."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32), mask=codes < 0), names)
+
+
+def codes_of(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
+    """Each value's position among the distinct ones, -1 for null; and these."""
+    encoded = pc.dictionary_encode(column).combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # of length 0
+        return np.empty(0, np.int64), pa.array([], column.type)
+    codes: NDArray[np.int64] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, encoded.dictionary
+
+
 def clip(
     x: NDArray[np.float64], y: NDArray[np.float64], w: NDArray[np.float64], h: NDArray[np.float64],
     width: NDArray[np.float64], height: NDArray[np.float64],

@@ -15,8 +15,9 @@ from model.data.tables import write_dataset
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.validation import report
+from pipeline_tasks.validation.drift import Reference, with_drift
 from pipeline_tasks.validation.file_rows import file_rows
-from pipeline_tasks.validation.images import SizeLimit, inspect_images
+from pipeline_tasks.validation.images import SizeLimit, inspect_images, look_for_images
 from pipeline_tasks.validation.judgement import JudgedSet, JudgedTable, violations
 from pipeline_tasks.validation.limits import ValidationLimits
 from pipeline_tasks.validation.oddities import odd_boxes, odd_images
@@ -56,6 +57,8 @@ class ValidationResult:
             numbers[role] = {**asdict(result), "clipped_boxes": described["clipped_boxes"]}
             for split, counts in described["splits"].items():
                 numbers[role][split] = {name: counts[name] for name in ("images", "boxes", "images_without_boxes")}
+            if "drift" in described:
+                numbers[role]["drift"] = {k: v for k, v in described["drift"].items() if isinstance(v, float)}
             for split, ratio in described["class_balance"].get("imbalance_ratio", {}).items():
                 numbers[role][split]["imbalance_ratio"] = ratio
         return numbers
@@ -67,15 +70,16 @@ def validate(
     limits: ValidationLimits,
     output: Path,
     threads: int = 0,
+    reference: Reference | None = None,
 ) -> ValidationResult:
     """Judge the sets of the roles "target", "pretrain" and "unlabeled", quarantine bad rows, publish the others.
 
     Writes to `output`, for each role ROLE/{images.parquet,boxes.parquet,dataset.json} (equal bytes for equal input),
     then validation.json, quarantine and warnings (.jsonl, .csv) and data_docs/ with index.html. `roots`: folder of each
-    role; `threads`: decoders, 0 for every core. Raises `DataError` when more is bad than `limits` allow: the report
-    is then in `output`, but no tables are.
+    role; `threads`: decoders, 0 for every core; `reference`: what the champion was trained on, for the drift rules.
+    Raises `DataError` when more is bad than `limits` allow: the report is then in `output`, but no tables are.
     """
-    found = examine(raw, roots, limits, output, threads)
+    found = examine(raw, roots, limits, output, threads, reference=reference)
     if found.broken:
         others = f" (other limits exceeded: {len(found.broken) - 1})" if len(found.broken) > 1 else ""
         raise DataError(found.broken[0] + others)
@@ -100,24 +104,34 @@ def examine(
     output: Path,
     threads: int = 0,
     publish: bool = True,
+    reference: Reference | None = None,
+    decode: bool = True,
 ) -> Examination:
-    """Do what `validate` does and return what was found, whatever it is; without `publish` no tables are written."""
-    judged = _judge_all(raw, roots, limits, threads)
-    broken = [sentence for one in judged.values() for sentence in violations(one, limits)]
+    """Do what `validate` does and return what was found, whatever it is; without `publish` no tables are written.
+
+    Without `decode` no picture is opened: it is only looked whether they exist, and no rule on their content is judged.
+    """
+    judged = _judge_all(raw, roots, limits, threads, decode)
     published = {role: publishable(one) for role, one in judged.items()}
+    drift = None
+    if "target" in judged:
+        judged["target"], drift = with_drift(judged["target"], published["target"], reference, limits)
+    broken = [sentence for one in judged.values() for sentence in violations(one, limits)]
     output.mkdir(parents=True, exist_ok=True)
     suites = run_suites([suite for one in judged.values() for suite in _suites(one, limits)], output / "data_docs")
     if publish and not broken:
         for role, one in published.items():
             write_dataset(output / role, one.images, one.boxes, one.metadata)
     sets = {role: report.describe_set(judged[role], published[role], output / role) for role in judged}
+    if drift is not None:
+        sets["target"]["drift"] = drift
     content = report.assemble(sets, broken, limits, suites)
     report.write(output, content, judged.values())
     return Examination(judged, published, broken, content)
 
 
 def _judge_all(
-    raw: Mapping[str, RawDataset], roots: Mapping[str, Path], limits: ValidationLimits, threads: int
+    raw: Mapping[str, RawDataset], roots: Mapping[str, Path], limits: ValidationLimits, threads: int, decode: bool
 ) -> dict[str, JudgedSet]:
     """The target comes first: its test images must not be in the other sets."""
     if unknown := sorted(set(raw) - set(ROLES)):
@@ -126,7 +140,7 @@ def _judge_all(
     for role in ROLES:
         if role in raw:
             target_test = _test_images(judged["target"]) if "target" in judged else None
-            judged[role] = judge_set(role, raw[role], roots[role], limits, target_test, threads)
+            judged[role] = judge_set(role, raw[role], roots[role], limits, target_test, threads, decode)
     return judged
 
 
@@ -137,10 +151,12 @@ def judge_set(
     limits: ValidationLimits,
     target_test: pa.Table | None = None,
     threads: int = 0,
+    decode: bool = True,
 ) -> JudgedSet:
     """Read the pictures of one set and judge its rows; `target_test`: sha256 and path of pictures it must not have."""
+    paths = raw.images["path"]
     limit = SizeLimit(limits.maximum_image_megapixels, limits.maximum_image_megabytes)
-    files = inspect_images(root, raw.images["path"].to_pylist(), threads, limit)
+    files = inspect_images(root, paths.to_pylist(), threads, limit) if decode else look_for_images(root, paths)
     images = derive_images(raw, files, target_test)
     boxes = derive_boxes(raw, images, limits.box_tolerance_pixels)
     images, boxes = odd_images(images, boxes, limits), odd_boxes(raw, boxes, limits)

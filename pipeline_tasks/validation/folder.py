@@ -54,15 +54,16 @@ def validate_folder(
     format: str | None = None,
     allow_links: bool = False,
     threads: int = 0,
+    decode: bool = True,
 ) -> FolderReport:
     """Read a folder, judge it by every rule and write the report (no tables) to `output`.
 
-    Of `limits` the thresholds count, not the shares that may be bad. Raises `DataError` for a folder that cannot be
-    read at all.
+    Of `limits` the thresholds count, not the shares that may be bad. Without `decode` no picture is opened. Raises
+    `DataError` for a folder that cannot be read at all.
     """
     reader = open_reader(path, format, allow_links)
     role = "target" if reader.labelled else "unlabeled"
     raw = reader.read(role, name=path.resolve().name)
     strict = replace(limits, maximum_bad_images_fraction=0, maximum_bad_boxes_fraction=0, rule_fractions={})
-    found = examine({role: raw}, {role: path}, strict, output, threads, publish=False)
+    found = examine({role: raw}, {role: path}, strict, output, threads, publish=False, decode=decode)
     return FolderReport(reader, found.judged[role], found.content)

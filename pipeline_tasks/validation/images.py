@@ -18,13 +18,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model.data.images import decode_image
 from model.data.near_duplicates import perceptual_hash
+from pipeline_tasks import bucket_images
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 FILES_PER_TASK = 32
+FETCHED_AT_ONCE = 16
+"""Threads for a set whose pictures stay in a bucket: they mostly wait."""
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -71,6 +75,16 @@ class _Decoded:
     orientation: int | None
 
 
+def look_for_images(folder: Path, paths: pa.ChunkedArray) -> pa.Table:
+    """One row of `FILES_SCHEMA` for each path, without opening any file: only whether they exist is known."""
+    bucket = bucket_images.of_folder(folder)
+    exists = os.path.isfile if bucket is None else lambda path: bucket.size(path) is not None
+    prefix = "" if bucket is not None else f"{folder}{os.sep}"
+    present = [None if path is None else exists(prefix + path) for path in paths.to_pylist()]
+    columns = {field.name: pa.nulls(len(paths), field.type) for field in FILES_SCHEMA}
+    return pa.table({**columns, "file_present": pa.array(present, pa.bool_())}, schema=FILES_SCHEMA)
+
+
 def inspect_images(
     folder: Path, paths: Sequence[str | None], threads: int = 0, limit: SizeLimit | None = None
 ) -> pa.Table:
@@ -81,9 +95,10 @@ def inspect_images(
     What is larger than `limit` is not decoded, and counts as not decodable.
     """
     size_limit = limit or SizeLimit()
+    usual = (os.cpu_count() or 1) if bucket_images.of_folder(folder) is None else FETCHED_AT_ONCE
     groups = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
     with (
-        ThreadPoolExecutor(threads or os.cpu_count() or 1) as executor,
+        ThreadPoolExecutor(threads or usual) as executor,
         warnings.catch_warnings(),
         _own_limit_of_pixels(),
     ):
@@ -108,7 +123,7 @@ def _inspect(folder: Path, path: str | None, limit: SizeLimit) -> dict[str, Any]
     if path is None:
         return {}
     try:
-        content = _read(Path(folder, path), limit)
+        content = _read(folder, path, limit)
     except ValueError as error:
         return {"file_present": True, "decodable": False, "decode_error": str(error)}
     except OSError as error:
@@ -122,15 +137,23 @@ def _inspect(folder: Path, path: str | None, limit: SizeLimit) -> dict[str, Any]
         return {**known, "decodable": False, "decode_error": str(error) or type(error).__name__}
 
 
-def _read(file: Path, limit: SizeLimit) -> bytes:
-    """The bytes of a regular file; a pipe or a device would be read for ever."""
+def _read(folder: Path, path: str, limit: SizeLimit) -> bytes:
+    """The bytes of a regular file, or of a picture in the set's bucket; a pipe or a device would be read for ever."""
+    if (bucket := bucket_images.of_folder(folder)) is not None:
+        _check_size(bucket.size(path) or 0, limit)
+        return bucket.content(path)
+    file = Path(folder, path)
     status = file.stat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # reading a folder tells what it is
         raise ValueError("it is no regular file")
-    if status.st_size > limit.megabytes * 1e6:
-        allowed = f"{limit.megabytes:g} of validate_data.maximum_image_megabytes"
-        raise ValueError(f"it has {status.st_size / 1e6:.1f} MB, more than the {allowed}")
+    _check_size(status.st_size, limit)
     return file.read_bytes()
+
+
+def _check_size(size: int, limit: SizeLimit) -> None:
+    if size > limit.megabytes * 1e6:
+        allowed = f"{limit.megabytes:g} of validate_data.maximum_image_megabytes"
+        raise ValueError(f"it has {size / 1e6:.1f} MB, more than the {allowed}")
 
 
 def _decoded(content: bytes, limit: SizeLimit) -> _Decoded:
@@ -147,10 +170,16 @@ def _decoded(content: bytes, limit: SizeLimit) -> _Decoded:
             image.load()
             orientation = image.getexif().get(_ORIENTATION)
             checked_twice = image.format not in ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind it
-            grey = None if checked_twice else np.asarray(ImageOps.exif_transpose(image).convert("L"))
+            grey = None if checked_twice else _upright_grey(image, orientation)
     except UnidentifiedImageError:
         raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     # OpenCV reads fewer variants of the other formats, and not all of them upright.
     pixels = decode_image(content, "the file") if grey is None else grey
     turned = orientation if isinstance(orientation, int) else None
     return _Decoded(pixels.shape[0], pixels.shape[1], perceptual_hash(pixels), kind, mode, turned)
+
+
+def _upright_grey(image: Image.Image, orientation: object) -> NDArray[np.uint8]:
+    """The picture's grey values; it is turned after that, and only where it has to be, since each copies all of it."""
+    grey = image.convert("L")
+    return np.asarray(grey if orientation in (None, 1) else ImageOps.exif_transpose(grey))

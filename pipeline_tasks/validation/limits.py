@@ -32,6 +32,8 @@ class ValidationLimits:
     near_duplicate_images: int = 100_000
     maximum_image_megapixels: float = 178.0
     maximum_image_megabytes: float = 512.0
+    drift_class_distance: float = 0.1
+    drift_size_index: float = 0.25
     severities: Mapping[str, str] = field(default_factory=dict)
     """Severity of warning rules by name: "error", "warning" or "ignore"."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.validation.class_checks import likely_misspelt, sizes_of_other_classes
-from pipeline_tasks.validation.columns import clip, floats
+from pipeline_tasks.validation.columns import chosen_from, clip, codes_of, floats
 from pipeline_tasks.validation.limits import ValidationLimits
 from pipeline_tasks.validation.twins import conflicting_copies, overlapping_boxes, similar_pictures
 
@@ -85,9 +85,13 @@ def _earlier_of_same(values: pa.ChunkedArray) -> NDArray[np.int64]:
     return found
 
 
-def _taken(values: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
-    """The values of these rows, null for -1."""
-    return values.take(pa.array(rows, mask=rows < 0))
+def _taken(values: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.DictionaryArray:
+    """The values of these rows, null for -1; most are."""
+    given = np.flatnonzero(rows >= 0)
+    codes = np.full(len(rows), -1)
+    codes[given] = np.arange(len(given))
+    taken = values.take(pa.array(rows[given])).combine_chunks()
+    return chosen_from(taken if isinstance(taken, pa.Array) else pa.array([], values.type), codes)
 
 
 def odd_boxes(raw: RawDataset, boxes: pa.Table, limits: ValidationLimits) -> pa.Table:
@@ -101,13 +105,13 @@ def odd_boxes(raw: RawDataset, boxes: pa.Table, limits: ValidationLimits) -> pa.
     return with_columns(
         boxes,
         {
-            "class_name": pc.coalesce(names.take(boxes["category"].combine_chunks()), boxes["category_reference"]),
+            "class_name": _class_names(boxes, category, names),
             "tiny_side_px": _tiny(boxes, limits.tiny_box_pixels),
             "whole_image_share": _whole(boxes, limits.whole_image_fraction),
             "repeats": _taken(boxes["annotation_id"], np.where(same, partner, -1)),
             "conflicts_with": _taken(boxes["annotation_id"], np.where(same, -1, partner)),
-            "similar_class": names.take(_misspelt(raw, category)),
-            "sized_like": names.take(pa.array(sized_like, mask=sized_like < 0)),
+            "similar_class": chosen_from(names, _misspelt(raw, category)),
+            "sized_like": chosen_from(names, sized_like),
             "usual_side": pa.array(usual),
             "crowd_region": pc.if_else(crowd, "crowd", pa.scalar(None, pa.string())),
             "odd_area": _odd_area(boxes),
@@ -115,14 +119,24 @@ def odd_boxes(raw: RawDataset, boxes: pa.Table, limits: ValidationLimits) -> pa.
     )
 
 
-def _misspelt(raw: RawDataset, category: NDArray[np.int64]) -> pa.Array:
-    """The class that each box's class looks like a misspelling of."""
+def _class_names(boxes: pa.Table, category: NDArray[np.int64], names: pa.Array) -> pa.DictionaryArray:
+    """The name of each box's class; the id that the record gives where there is no such class."""
+    unknown = category < 0
+    if not unknown.any():
+        return chosen_from(names, category)
+    codes, references = codes_of(boxes["category_reference"])
+    instead = np.where(codes < 0, -1, codes + len(names))
+    return chosen_from(pa.concat_arrays([names, references]), np.where(unknown, instead, category))
+
+
+def _misspelt(raw: RawDataset, category: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The class that each box's class looks like a misspelling of, -1 for none."""
     counts = np.bincount(category[category >= 0], minlength=len(raw.metadata.class_names))
     right = np.full(len(counts) + 1, -1)  # the last entry is for boxes of no known class
     for wrong, other in likely_misspelt(raw.metadata.class_names, counts.tolist()).items():
         right[wrong] = other
-    found = right[category]
-    return pa.array(found, mask=found < 0)
+    found: NDArray[np.int64] = right[category]
+    return found
 
 
 def _tiny(boxes: pa.Table, limit: float) -> pa.Array:

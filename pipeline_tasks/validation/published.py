@@ -14,6 +14,11 @@ from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.validation.columns import clip, floats, split_counts
 from pipeline_tasks.validation.judgement import JudgedSet
 
+_USED_COLUMNS = [
+    "image_id", "category", "annotation_id", "source_record", *"xywh", "area", "iscrowd", "image_width", "image_height",
+    "overhang_px",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Published:
@@ -46,14 +51,16 @@ def _images(judged: JudgedSet) -> pa.Table:
 def _boxes(judged: JudgedSet) -> tuple[pa.Table, int]:
     """The boxes, and how many of them were clipped."""
     owners = judged.boxes.rows["image_id"].fill_null(0).to_numpy()
-    table = judged.boxes.rows.filter(pa.array(judged.boxes.good & judged.images.good[owners]))
+    kept = judged.boxes.good & judged.images.good[owners]
+    table = judged.boxes.rows.select(_USED_COLUMNS)
+    table = table if kept.all() else table.filter(pa.array(kept))
     x, y, w, h = clip(*(floats(table[name]) for name in (*"xywh", "image_width", "image_height")))
     columns = {name: table[name] for name in ("image_id", "category", "annotation_id", "source_record")}
     columns |= {name: pa.array(values) for name, values in zip("xywh", (x, y, w, h), strict=True)}
     columns["area"] = pc.coalesce(table["area"], pa.array(w * h))
     columns["iscrowd"] = table["iscrowd"]
     columns["score"] = pa.array(np.ones(len(table), np.float32))
-    columns["source"] = pa.array(["label"] * len(table), pa.string())
+    columns["source"] = pa.repeat(pa.scalar("label"), len(table))
     boxes = pa.table({name: columns[name] for name in BOXES_SCHEMA.names}).cast(BOXES_SCHEMA)
     return boxes, int(pc.sum(pc.greater(table["overhang_px"], 0)).as_py() or 0)
 

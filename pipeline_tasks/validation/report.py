@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline_tasks import digests
 from pipeline_tasks.validation import data_docs
-from pipeline_tasks.validation.columns import split_counts
+from pipeline_tasks.validation.columns import codes_of, split_counts
 from pipeline_tasks.validation.judgement import JudgedSet
 from pipeline_tasks.validation.limits import ValidationLimits
 from pipeline_tasks.validation.plain_text import plain_text
@@ -123,19 +124,19 @@ def _cell(text: str) -> str:
 def _splits(judged: JudgedSet, published: Published) -> dict[str, dict[str, int]]:
     """Counts for each split: what is published, what is quarantined."""
     images, boxes = published.images, published.boxes
-    rows = pc.index_in(boxes["image_id"], value_set=images["image_id"].combine_chunks())
-    box_splits = images["split"].combine_chunks().take(rows.combine_chunks()).to_numpy(zero_copy_only=False)
-    with_boxes = set(boxes["image_id"].to_pylist())
-    has_boxes = np.array([identifier in with_boxes for identifier in images["image_id"].to_pylist()], bool)
-    image_splits, crowd = images["split"].to_numpy(), boxes["iscrowd"].to_numpy()
+    image_splits, names = codes_of(images["split"])
+    code = {name: position for position, name in enumerate(names.to_pylist())}
+    owners = _image_rows(published)
+    box_splits, crowd = image_splits[owners], boxes["iscrowd"].to_numpy()
+    has_boxes = np.bincount(owners, minlength=len(images)) > 0
     bad_images = split_counts(judged.images.rows.filter(~judged.images.good))
     bad_boxes = split_counts(judged.boxes.rows.filter(~judged.boxes.good))
     return {
         split: {
-            "images": int((image_splits == split).sum()),
-            "boxes": int((box_splits == split).sum()),
-            "crowd_boxes": int(crowd[box_splits == split].sum()),
-            "images_without_boxes": int((~has_boxes[image_splits == split]).sum()) if judged.raw.labelled else 0,
+            "images": int((image_splits == code.get(split, -1)).sum()),
+            "boxes": int((box_splits == code.get(split, -1)).sum()),
+            "crowd_boxes": int(crowd[box_splits == code.get(split, -1)].sum()),
+            "images_without_boxes": _without(has_boxes, image_splits, code.get(split, -1), judged.raw.labelled),
             "quarantined_images": bad_images.get(split, 0),
             "quarantined_boxes": bad_boxes.get(split, 0),
         }
@@ -143,15 +144,28 @@ def _splits(judged: JudgedSet, published: Published) -> dict[str, dict[str, int]
     }
 
 
+def _without(has_boxes: NDArray[np.bool_], image_splits: NDArray[np.int64], split: int, labelled: bool) -> int:
+    return int((~has_boxes[image_splits == split]).sum()) if labelled else 0
+
+
+def _image_rows(published: Published) -> NDArray[np.int64]:
+    """The row of each published box's image; ids are row numbers of the raw table."""
+    ids = published.images["image_id"].to_numpy()
+    rows = np.zeros(int(ids.max(initial=-1)) + 1, np.int64)
+    rows[ids] = np.arange(len(ids))
+    found: NDArray[np.int64] = rows[published.boxes["image_id"].to_numpy()]
+    return found
+
+
 def _class_balance(published: Published) -> dict[str, Any]:
     """Boxes by class and split without crowd regions; most frequent over least frequent class that occurs."""
     names = published.metadata.class_names
-    boxes = published.boxes.filter(pc.invert(published.boxes["iscrowd"]))
-    rows = pc.index_in(boxes["image_id"], value_set=published.images["image_id"].combine_chunks())
-    splits = published.images["split"].combine_chunks().take(rows.combine_chunks()).to_numpy(zero_copy_only=False)
-    categories = boxes["category"].to_numpy()
+    image_splits, split_names = codes_of(published.images["split"])
+    code = {name: position for position, name in enumerate(split_names.to_pylist())}
+    single = ~published.boxes["iscrowd"].to_numpy()
+    splits, categories = image_splits[_image_rows(published)[single]], published.boxes["category"].to_numpy()[single]
     counts = {
-        split: np.bincount(categories[splits == split], minlength=len(names))
+        split: np.bincount(categories[splits == code[split]], minlength=len(names))
         for split in split_counts(published.images)
     }
     return {

@@ -91,7 +91,7 @@ def _run(context: Any, suite: Suite) -> dict[str, Any]:
     expectations = [_expectation(gx.expectations, rule, suite.allowed_fractions[rule.name]) for rule in suite.rules]
     if suite.needs_rows:
         expectations.insert(0, gx.expectations.ExpectTableRowCountToBeBetween(min_value=1))
-    frame = pa.table({_column(rule): _shown(suite.table[rule.column]) for rule in suite.rules})
+    frame = pa.table({_column(rule): _judged(rule, suite.table[rule.column]) for rule in suite.rules})
     source = context.data_sources.add_pandas(suite.name)
     batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
     expectation_suite = context.suites.add(gx.ExpectationSuite(name=suite.name, expectations=expectations))
@@ -103,7 +103,7 @@ def _run(context: Any, suite: Suite) -> dict[str, Any]:
         actions=[],
     )
     result = context.checkpoints.add(checkpoint).run(
-        batch_parameters={"dataframe": frame.to_pandas(types_mapper=pd.ArrowDtype)},
+        batch_parameters={"dataframe": frame.to_pandas(types_mapper=lambda kind: _pandas_type(pd, kind))},
         run_id=gx.RunIdentifier(run_name="validate_data"),
     )
     (validation,) = result.run_results.values()
@@ -128,8 +128,19 @@ def _expectation(gxe: Any, rule: Rule, allowed_fraction: float) -> Any:
     return gxe.ExpectColumnValuesToBeBetween(min_value=rule.bound, strict_min=True, **shared)
 
 
+def _judged(rule: Rule, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return values.cast(pa.float64()) if rule.check in ("at_most", "above") else _shown(values)
+
+
+def _pandas_type(pandas: Any, kind: pa.DataType) -> Any:
+    """NumPy's floating point numbers: of any others Great Expectations compares one after the other with a bound."""
+    return None if pa.types.is_float64(kind) else pandas.ArrowDtype(kind)
+
+
 def _shown(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Texts of foreign files without markup and without what cannot be seen: the pages show some as they are."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
     if not pa.types.is_string(values.type):
         return values
     return pc.replace_substring_regex(values, r"[<>&\p{C}\p{Zl}\p{Zp}]", "\N{REPLACEMENT CHARACTER}")

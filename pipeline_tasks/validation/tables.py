@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_tasks.data.raw import RawDataset
-from pipeline_tasks.validation.columns import clip, floats
+from pipeline_tasks.validation.columns import chosen_from, clip, floats
 from pipeline_tasks.validation.hints import missing_hints
 
 _SPLIT_RANK = {"train": 1, "val": 2, "test": 3}
@@ -56,7 +56,7 @@ def derive_boxes(raw: RawDataset, images: pa.Table, tolerance_pixels: float) -> 
     finite = np.isfinite(x) & np.isfinite(y) & np.isfinite(w) & np.isfinite(h)
     finite &= np.isfinite(area) | table["area"].is_null().to_numpy()
     complete = table["x"].is_valid()
-    columns = {
+    columns: dict[str, Any] = {
         "record_key": _record_key(table, "annotation_id"),
         "image_known": _where(table["image_reference"].is_valid(), table["image_id"].is_valid()),
         "category_known": _where(table["category_reference"].is_valid(), table["category"].is_valid()),
@@ -65,16 +65,36 @@ def derive_boxes(raw: RawDataset, images: pa.Table, tolerance_pixels: float) -> 
         "overhang_px": pa.array(overhang, mask=~(finite & np.isfinite(overhang))),
         "image_width": images["width"].take(owners),
         "image_height": images["height"].take(owners),
-        "image_path": images["path"].take(owners),
+        "image_path": chosen_from(images["path"].combine_chunks(), owners.fill_null(-1).to_numpy()),
     }
     for name, values in columns.items():
         table = table.append_column(name, values)
     return table
 
 
-def _record_key(table: pa.Table, identifier: str) -> pa.ChunkedArray:
-    """Text that is unique in a clean set: another annotation file may use an id again, the same one not."""
+def _record_key(table: pa.Table, identifier: str) -> pa.ChunkedArray | pa.Array:
+    """What is unique in a clean set: another annotation file may use an id again, the same one not.
+
+    It is the id with its split, as text; where the ids are numbers and all different, it is these, which are compared
+    in a moment.
+    """
+    numbers = _different_numbers(table[identifier])
+    if numbers is not None:
+        return numbers
     return pc.binary_join_element_wise(table["split"], table[identifier], " ")
+
+
+def _different_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The whole numbers that these texts are; None if one is none, is written in another way, or is there twice."""
+    try:
+        numbers = texts.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    if texts.null_count or not pc.all(pc.equal(numbers.cast(pa.string()), texts), min_count=0).as_py():
+        return None
+    values = numbers.to_numpy()
+    rising = bool((np.diff(values) > 0).all())
+    return numbers if rising or (np.diff(np.sort(values)) > 0).all() else None
 
 
 def _size_difference(table: pa.Table) -> pa.ChunkedArray:

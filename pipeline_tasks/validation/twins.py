@@ -62,12 +62,14 @@ def similar_pictures(images: pa.Table, near_bits: int, most: int) -> tuple[Rows,
     if len(rows) > most:
         return partner, bits
     hashes = images["perceptual_hash"].take(pa.array(rows)).to_numpy()
-    for first in range(0, len(rows), max(1, COMPARED_AT_ONCE // max(len(rows), 1))):
-        last = min(first + max(1, COMPARED_AT_ONCE // len(rows)), len(rows))
-        distances = np.bitwise_count(hashes[first:last, None] ^ hashes[None, :last]).astype(np.int64)
-        distances[np.arange(first, last)[:, None] <= np.arange(last)[None]] = 65  # itself and later ones
+    at_once = max(1, COMPARED_AT_ONCE // max(len(rows), 1))
+    for first in range(0, len(rows), at_once):
+        last = min(first + at_once, len(rows))
+        distances = np.bitwise_count(hashes[first:last, None] ^ hashes[None, :last])
+        own = distances[:, first:]
+        own[np.triu_indices(last - first)] = 65  # itself and later ones
         nearest = distances.argmin(axis=1)
-        bits[rows[first:last]] = distances.min(axis=1)
+        bits[rows[first:last]] = distances[np.arange(last - first), nearest]
         partner[rows[first:last]] = rows[nearest]
     partner[bits > near_bits] = -1
     return partner, bits

@@ -106,7 +106,20 @@ FILE_RULES = (
     _warning("class_count", "class_count", "the class list is as long as it says", "{note}",
              "correct nc or names in data.yaml", severity="error"),
 )  # fmt: skip
-ADJUSTABLE = tuple(rule.name for rule in (*IMAGE_WARNINGS, *BOX_WARNINGS, *FILE_RULES))
+_DRIFT_REMEDY = "look at both with `nasline data diff`; nothing, if the change is meant"
+DRIFT_RULES = (
+    _warning("drift_class_shares", "drift_class_shares", "classes are as frequent as in the champion's data",
+             "{note}", _DRIFT_REMEDY),
+    _warning("drift_new_class", "drift_new_class", "the champion was trained on every class", "{note}", _DRIFT_REMEDY),
+    _warning("drift_vanished_class", "drift_vanished_class", "every class of the champion's data has boxes",
+             "{note}", _DRIFT_REMEDY),
+    _warning("drift_box_sizes", "drift_box_sizes", "boxes are as large as in the champion's data",
+             "{note}", _DRIFT_REMEDY),
+    _warning("drift_image_sizes", "drift_image_sizes", "pictures are as large as in the champion's data",
+             "{note}", _DRIFT_REMEDY),
+)  # fmt: skip
+"""Judged on the target where there is a champion that was trained on other data."""
+ADJUSTABLE = tuple(rule.name for rule in (*IMAGE_WARNINGS, *BOX_WARNINGS, *FILE_RULES, *DRIFT_RULES))
 """The rules whose severity may be set."""
 
 

@@ -18,7 +18,7 @@ for folder in (REPOSITORY, REPOSITORY / "stack", REPOSITORY / "tests" / "dags"):
 
 import services  # noqa: E402
 from dag_helpers import free_port  # noqa: E402
-from playwright.sync_api import Page, sync_playwright  # noqa: E402
+from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
 
 SMALL_RUN = """
 start: {student_variant: pico, teacher_variant: pico, image_size: 64, model_name: browser_digits, threads: 1}
@@ -83,6 +83,7 @@ def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=options)
         tab = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
-        tab.set_default_timeout(60_000)
+        tab.set_default_timeout(180_000)  # a loaded two-core machine needs a minute for a page
+        expect.set_options(timeout=180_000)
         yield tab
         browser.close()

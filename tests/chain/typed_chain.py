@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,10 +106,39 @@ class Terminal:
         return content
 
 
-@pytest.fixture(scope="session")
-def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy_of(terminal: Terminal, folder: Path, *without: str) -> Terminal:
+    """Another terminal, in whose copy of the workspace the named steps of the run `one` are not published."""
+    other = Terminal(folder, terminal.data)
+    shutil.copytree(terminal.workspace, other.workspace, dirs_exist_ok=True)
+    for step in without:
+        shutil.rmtree(other.published("one", step))
+    return other
+
+
+def require_equal_training(terminal: Terminal, undisturbed: Terminal, step: str) -> None:
+    """Weights, metrics and summary of a training of the run `one` are the undisturbed ones to the bit."""
+    ours, theirs = terminal.published("one", step), undisturbed.published("one", step)
+    for name in ("checkpoint/model.safetensors", "metrics.jsonl", "history.csv"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert terminal.manifest("one", step)["summary"] == undisturbed.manifest("one", step)["summary"]
+
+
+def errors(output: str) -> list[str]:
+    """The sentences that a command ended with."""
+    return [line.split(" ERROR ", 1)[1] for line in output.splitlines() if " ERROR " in line]
+
+
+def wait_for_checkpoint(workspace: Path, step: str, process: subprocess.Popen[str]) -> None:
+    """Until a training step has been saved, which these settings do in the middle of an epoch."""
+    deadline = time.monotonic() + 600
+    while not list(workspace.glob(f"steps/{step}/*.partial/state/state.json")):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def make_small_digits(folder: Path) -> None:
     """A tenth of the demo's pictures."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
     script = (
         "import sys; sys.path.insert(0, 'demo'); from pathlib import Path; import digits\n"
         "sizes = digits.Sizes(target_train=48, target_val=16, target_test=24, pretrain_train=40, pretrain_val=8,"
@@ -115,6 +146,13 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "digits.generate(Path(sys.argv[1]), 0, sizes)"
     )
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True, cwd=REPOSITORY)
+
+
+@pytest.fixture(scope="session")
+def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures, once for all tests."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    make_small_digits(folder)
     return folder
 
 

@@ -249,4 +249,4 @@ def test_an_engine_that_meets_every_limit_is_registered_with_what_was_measured(
     assert tags["nasline.best_of_line"] == "itself" and tags["nasline.target"] == "cpu"
     assert float(tags["nasline.latency_p99_ms"]) >= float(tags["nasline.latency_min_ms"]) > 0
     assert tags["nasline.int8_map50_95"] == "1.0000"
-    assert page.startswith("The gate accepted: all ") and "| int8 |" in page and "letterbox" in page
+    assert page.startswith("The gate accepted: all ") and "| int8 &emsp; |" in page and "letterbox" in page

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +19,15 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote
 
+import cv2
+import numpy as np
 import pytest
 import services
+import yaml
 from airflow_api import AirflowApi
-from dag_helpers import FakeNasline, free_port, is_alive, wait_for
+from dag_helpers import REPOSITORY, FakeNasline, free_port, is_alive, wait_for
+
+from pipeline_tasks import airflow_rest
 
 pytestmark = pytest.mark.slow
 DAG = "train_yolo_nas"
@@ -139,15 +146,54 @@ def test_a_run_marked_failed_stops_its_step(api: AirflowApi, fake: FakeNasline) 
     assert api.run_state(DAG, run_id) == "failed"
 
 
-def test_a_dataset_event_starts_a_retraining(api: AirflowApi, fake: FakeNasline) -> None:
+def test_an_added_version_starts_a_retraining_and_unchanged_data_do_nothing(
+    stack: services.Stack, api: AirflowApi, fake: FakeNasline, tmp_path: Path
+) -> None:
     fake.plan()
     api.unpause("retrain_yolo_nas")
-    assets = {asset["name"]: asset["id"] for asset in api.call("GET", "/assets")["assets"]}
-    assert set(assets) == {"nasline_dataset", "nasline_champion_drop"}
-    api.call("POST", "/assets/events", {"asset_id": assets["nasline_dataset"], "extra": {"digest": "abc"}})
-    assert wait_for(lambda: len(asset_runs(api)) == 1, 60)
+    data = tmp_path / "project/data/cells"
+    assert "is not set, so no retraining is started" in nasline("init", tmp_path / "project") + version(data, 1)
+    as_admin = {airflow_rest.URL: stack.airflow_url, airflow_rest.USER: "admin", airflow_rest.PASSWORD: api.password}
+    output = version(data, 2, **as_admin)
+    assert "announced data/cells" in output and api.password not in output, output
+    assert wait_for(lambda: len(asset_runs(api)) == 1, 180), api.runs("retrain_yolo_nas")
     assert api.wait_for_end("retrain_yolo_nas", asset_runs(api)[0], 180) == "success"
-    assert "--from-champion" in fake.calls("start")[-1]["argv"]
+    assert {"--from-champion", "--if-changed"} <= set(fake.calls("start")[-1]["argv"])
+    (event,) = api.call("GET", "/assets/events")["asset_events"]
+    told = {"dataset": "data/cells", "digest": digest_of(data)}  # neither revision nor remote: it is not committed
+    assert event["extra"] == {**told, "from_rest_api": True}
+
+    assert "knows data/cells" in version(data, 2, **as_admin)
+    nothing = "nothing to do: cells v3 was made from these datasets with these parameters"
+    fake.plan(start=[{"exit": 99, "say": nothing}])
+    assert "announced data/cells" in nasline("data", "announce", data, "--again", **as_admin)
+    assert wait_for(lambda: len(asset_runs(api)) == 2, 180)
+    assert api.wait_for_end("retrain_yolo_nas", asset_runs(api)[0], 180) == "success"
+    states = api.task_states("retrain_yolo_nas", asset_runs(api)[0])
+    assert (states["start"], states["teach"], states["report"]) == ("skipped", "skipped", "success")
+    where = f"/dags/retrain_yolo_nas/dagRuns/{quote(asset_runs(api)[0])}/taskInstances/report"
+    assert nothing in api.call("GET", f"{where}/xcomEntries/return_value")["value"]
+
+
+def version(data: Path, number: int, **environment: str) -> str:
+    """Put a picture into a set and add it with the real command; what it said."""
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "a.png").write_bytes(cv2.imencode(".png", np.full((8, 8, 3), number, np.uint8))[1].tobytes())
+    return nasline("data", "add", data, **environment)
+
+
+def digest_of(data: Path) -> str:
+    """What DVC has written down."""
+    return str(yaml.safe_load(data.with_name("cells.dvc").read_text(encoding="utf-8"))["outs"][0]["md5"])
+
+
+def nasline(*arguments: object, **environment: str) -> str:
+    """The real command line, which must end well; its output."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NASLINE_AIRFLOW")}
+    command = [sys.executable, "-m", "pipeline_tasks", *map(str, arguments)]
+    done = subprocess.run(command, env={**kept, **environment}, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def asset_runs(api: AirflowApi) -> list[str]:

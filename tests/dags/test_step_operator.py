@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from dag_helpers import FakeNasline, is_alive, wait_for
 from step_operator import (
@@ -79,9 +80,8 @@ def test_argv_names_workspace_run_and_arguments(fake_nasline: FakeNasline, tmp_p
 def test_form_values_reach_start_as_one_json_argument_and_no_shell(fake_nasline: FakeNasline, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     nasty = f"$(touch {victim}); `touch {victim}` && touch {victim} # '\" {{{{ 1 / 0 }}}}"
-    operator = StartOperator(
-        task_id="start", step="start", run="r", params={"distill.epochs": 3, "gate.minimum_map": 0.2}
-    )
+    form = {"distill.epochs": Param(3), "gate.minimum_map": Param(0.2)}
+    operator = StartOperator(task_id="start", step="start", run="r", form=form)
     run_operator(operator,
                  {"start.dataset": nasty, "distill.epochs": 3, "gate.minimum_map": 0.5, "typo": None})  # fmt: skip
     (call,) = fake_nasline.calls("start")

@@ -13,6 +13,8 @@ import pytest
 from model.data.tables import ImageSet, read_dataset, write_dataset
 from model.detections import Detections
 from model.evaluation import SUMMARY, evaluate
+from pipeline_tasks.data.readers import read_folder
+from pipeline_tasks.data.writers import write_folder
 from pipeline_tasks.errors import DataError, ParameterError
 from pipeline_tasks.evaluation_set import read_evaluation_set
 
@@ -105,3 +107,32 @@ def test_a_published_set_needs_its_pictures(coco_folder: Any, tmp_path: Path, sh
 def test_unknown_split_is_refused(coco_folder: Any) -> None:
     with pytest.raises(ParameterError, match="--split must be one of train, val, test, got 'tset'"):
         read_evaluation_set(coco_folder.path, "tset")
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "objects365"])
+def test_other_formats_give_the_same_set(coco_folder: Any, tmp_path: Path, form: str) -> None:
+    """Their boxes are those of the COCO file to 1e-3 pixels: YOLO writes shares of the picture."""
+    wanted = read_evaluation_set(coco_folder.path, "test").images
+    write_folder(read_folder(coco_folder.path), coco_folder.path, tmp_path / form, form)
+    found = read_evaluation_set(tmp_path / form, "test")
+    sets = [_by_picture(wanted), _by_picture(found.images)]
+    assert sets[0].keys() == sets[1].keys() and len(sets[0]) == 3
+    for picture, (size, rows) in sets[0].items():
+        assert sets[1][picture][0] == size
+        assert np.allclose(sets[1][picture][1], rows, atol=1e-3)
+    height, width = found.open_image(found.images.path(0)).shape[:2]
+    assert (width, height) == _by_picture(found.images)[found.images.path(0).split("/")[-1]][0]
+
+
+def _by_picture(images: ImageSet) -> dict[str, tuple[tuple[int, int], list[list[float]]]]:
+    """Size, and sorted boxes with the index of their class's name in alphabetical order."""
+    names = sorted(images.class_names)
+    boxes = images.all_boxes()
+    found: dict[str, tuple[tuple[int, int], list[list[float]]]] = {}
+    for index in range(len(images)):
+        own = boxes.image_index == index
+        labels = [names.index(images.class_names[label]) for label in boxes.labels[own]]
+        rows = sorted([label, *box] for label, box in zip(labels, boxes.boxes_xywh[own].tolist(), strict=True))
+        width, height = images.size(index)
+        found[images.path(index).split("/")[-1]] = ((int(width), int(height)), rows)
+    return found

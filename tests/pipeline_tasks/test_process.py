@@ -141,3 +141,15 @@ def test_ctrl_c_ends_a_command_with_a_sentence(
     monkeypatch.setattr("pipeline_tasks.parameter_file.parameter_file", interrupted)
     assert main(["params"]) == 130
     assert "interrupted by Ctrl-C" in capsys.readouterr().out
+
+
+def test_an_interruption_that_a_library_took_for_its_own_error_is_told_as_one() -> None:
+    stopper = Stopper()
+    stopper.install()
+    with pytest.raises(TemporaryError, match="told to stop; nothing was published"), stopper.told_apart():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except TemporaryError as error:
+            raise AttributeError("partially initialized module") from error
+    with pytest.raises(KeyError), Stopper().told_apart():
+        raise KeyError("not told to stop")

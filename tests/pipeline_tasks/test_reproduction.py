@@ -71,11 +71,8 @@ def test_run_that_nobody_knows_and_set_that_is_gone(coco_folder: Any, tmp_path: 
 
 @pytest.mark.slow
 def test_a_run_is_repeated_with_its_own_data_also_from_the_tracking_server_alone(
-    coco_folder: Any, tmp_path: Path, nasline: Any, monkeypatch: pytest.MonkeyPatch
+    coco_folder: Any, tmp_path: Path, nasline: Any, git_identity: None
 ) -> None:
-    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
-        monkeypatch.setenv(f"{name}_NAME", "test")
-        monkeypatch.setenv(f"{name}_EMAIL", "test@example.org")
     project = tmp_path / "project"
     init(project, remote=str(tmp_path / "store"))
     add(coco_folder.path, to=project / "data/set")

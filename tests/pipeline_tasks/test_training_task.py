@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,12 @@ import model
 from model.checkpoint import CheckpointMetadata, save_checkpoint
 from model.data.image_set import ImageSet
 from model.preprocessing import Preprocessing
+from pipeline_tasks.errors import TemporaryError
 from pipeline_tasks.params import StartParameters
 from pipeline_tasks.training_parameters import TrainingParameters
 from pipeline_tasks.training_task import (
     TrainingTask,
+    _raise_lost_loader,
     detection_loss,
     run_training,
     start_network,
@@ -205,3 +209,26 @@ def test_a_loss_that_is_no_number_ends_with_exit_code_65(
     told = capsys.readouterr().out
     assert "ERROR epoch 1 of 2, optimiser step 1: the loss part classification became inf" in told
     assert json.loads((context.state / "state.json").read_text())["position"]["step"] == 0
+
+
+class Dying(torch.utils.data.Dataset[int]):
+    """A set at which a loader process is killed, as the kernel does for want of memory."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_killed_loader_process_is_worth_another_try() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(RuntimeError) as lost:
+            list(torch.utils.data.DataLoader(Dying(), num_workers=1, multiprocessing_context="fork"))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    with pytest.raises(TemporaryError, match=r"a loader process .* was lost \(DataLoader worker"):
+        _raise_lost_loader(lost.value)
+    _raise_lost_loader(RuntimeError("another"))

@@ -46,8 +46,9 @@ def test_page_has_the_rules_the_engines_and_the_champion() -> None:
     compared = comparison(candidate_map50_95=0.51, share_of_resamples_worse=0.2, interval_points=(-0.5, 2.5))
     page = version_page.description(*written(findings().latency, champion_comparison=compared.to_json()))
     assert page.startswith("The gate accepted: all 4 rules passed.")
-    assert "| mAP50-95 lost by INT8 | 0 | 1 | points |" in page
-    assert "| int8 | 0.4123 | int8 | 5 | 5 | 5 | 10 | 5 |" in page
+    lines = [line.replace(" &emsp;", "") for line in page.splitlines()]
+    assert [line for line in lines if line.startswith("| yes | mAP50-95 lost by INT8 | 0 | 1 | points |")]
+    assert "| int8 | 0.4123 | int8 | 5 | 5 | 5 | 10 | 5 |" in lines
     assert "Measured on Test CPU by openvino 2026.4.1-1, 2 threads: batch 1, 320 pixels, 200 runs" in page
     assert "spread 0% in the quietest of 1 attempts. Processor: 2 cores (avx2), 2400 MHz, governor performance" in page
     assert (
@@ -71,8 +72,9 @@ def test_page_of_a_gpu_tells_its_state_before_and_after() -> None:
         in version_page.description(*files)
     )
     assert version_page.tags(*files)["nasline.latency_gpu_p50_ms"] == "2.400"
-    assert "GPU p50 ms | GPU p90 ms | GPU p99 ms |" in version_page.description(*files)
-    assert "| 2.2 | 2.4 | 2.5 | 2.6 |" in version_page.description(*files)
+    page = version_page.description(*files).replace(" &emsp;", "")
+    assert "GPU p50 ms | GPU p90 ms | GPU p99 ms |" in page
+    assert "| 2.2 | 2.4 | 2.5 | 2.6 |" in page
     assert version_page.tags(*files)["nasline.speedup"] == "1.50", "a GPU's minimum is the burst of a cool chip"
     assert latency.speedup == 1.5
 

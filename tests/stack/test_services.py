@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,7 @@ def test_a_damaged_pid_file_names_nobody(tmp_path: Path) -> None:
 
 def test_a_dead_process_has_no_start_time() -> None:
     process = session("pass")
-    time.sleep(0.5)  # a zombie now
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
     assert services.start_time(process.pid) is None
     process.wait()
     assert process.stdout is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from pipeline_tasks import bucket_images
 from pipeline_tasks.data.coco import is_picture
 from pipeline_tasks.errors import DataError
 
@@ -40,7 +41,7 @@ class Listing:
 
 
 def list_folder(folder: Path, allow_links: bool = False) -> Listing:
-    """List a dataset folder.
+    """List a dataset folder, with the pictures that stay in a bucket (`bucket_images`).
 
     `allow_links`: follow links that lead out of the folder. Raises `DataError` for what is no folder (with the way
     to make it one) and, unless allowed, for such a link.
@@ -49,7 +50,16 @@ def list_folder(folder: Path, allow_links: bool = False) -> Listing:
         raise DataError(_no_folder(folder))
     walk = _Walk(folder, allow_links)
     walk.visit(str(folder), "")
-    return Listing(folder, tuple(sorted(walk.found)))
+    listing = Listing(folder, tuple(sorted(walk.found)))
+    bucket = bucket_images.of_folder(folder)
+    if bucket is None:
+        return listing
+    if own := next((picture for picture in listing.pictures if picture.startswith("images/")), None):
+        raise DataError(
+            f"{folder / own} lies here, while {bucket_images.ROOT_FILE} says that images/ stays at {bucket.address}; "
+            "remove one of the two"
+        )
+    return Listing(folder, tuple(sorted([*walk.found, *bucket.paths()])))
 
 
 def _no_folder(folder: Path) -> str:

@@ -19,7 +19,7 @@ from pipeline_tasks.data.raw import (
     RawDataset,
 )
 from pipeline_tasks.data.readers.listing import Listing
-from pipeline_tasks.data.records import TableBuilder
+from pipeline_tasks.data.table_builder import TableBuilder
 
 Numbers = tuple[float | None, float | None, float | None, float | None]
 _NUMBER = re.compile(

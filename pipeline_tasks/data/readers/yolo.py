@@ -120,7 +120,7 @@ def _add_picture(rows: Rows, listing: Listing, picture: str, split: str, labels:
         rows.note("label_file_present", picture, f"there is no label file {places[0]}; it counts as without boxes")
         return -1
     labels.discard(file)
-    size = upright_size(listing.folder / picture)
+    size = upright_size(listing.folder, picture)
     return _add_boxes(rows, listing, file, size)
 
 

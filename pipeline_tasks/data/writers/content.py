@@ -135,14 +135,15 @@ def _grouped(boxes: pa.Table, owners: np.ndarray[Any, np.dtype[np.int64]]) -> di
 def _picture(
     row: Mapping[str, Any], name: str, roots: Mapping[int, Path], grouped: Mapping[int, tuple[Box, ...]]
 ) -> Picture:
-    file = roots[row.get("root") or 0] / row["path"]
+    root = roots[row.get("root") or 0]
+    file = root / row["path"]
     if not file.is_file():
         raise DataError(
             f"{file} does not exist, but {row['source_record']} lists it; remove the record or add the file"
         )
     width, height = row["width"], row["height"]
     if width is None or height is None:
-        found = upright_size(file)
+        found = upright_size(root, row["path"])
         if found is None:
             raise DataError(f"{file} is no picture that can be read; remove it, `nasline data validate` says why")
         width, height = found

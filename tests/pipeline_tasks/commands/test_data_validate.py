@@ -104,6 +104,9 @@ def test_wrong_use_is_told(nasline: Nasline, coco_folder: Any, tmp_path: Path) -
     path = coco_folder.path
     assert "--fix and --to DIR go together" in nasline("data", "validate", path, "--fix", code=2)
     assert "--fix and --to DIR go together" in nasline("data", "validate", path, "--to", tmp_path / "x", code=2)
+    assert "leave out --no-decode" in nasline(
+        "data", "validate", path, "--no-decode", "--fix", "--to", tmp_path / "x", code=2
+    )
     assert f"--out {path} exists" in nasline("data", "validate", path, "--out", path, code=2)
     assert "formats are objects365, coco, voc" in nasline("data", "validate", path, "--format", "word", code=2)
     assert "is not a folder" in nasline("data", "validate", tmp_path / "none", code=65)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pipeline_tasks.overlaid_curves import draw
 from pipeline_tasks.promotion import carry_out, plan_promotion
 from pipeline_tasks.run_facts import in_workspace
 from pipeline_tasks.tracking.client import connect
+from pipeline_tasks.tracking.experiments import find_or_create_experiment
 from pipeline_tasks.tracking.mirror import Tracker, deliver_run
 from pipeline_tasks.tracking.pipeline_runs import find_run, list_runs
 from pipeline_tasks.workspace import Workspace
@@ -69,13 +72,28 @@ def test_mlflow_draws_curves_of_several_runs_and_shows_the_machine(workspace: Wo
     experiment = client.get_experiment_by_name("cells")
     parent, *_ = client.search_runs([experiment.experiment_id], "tags.`nasline.data` = 'cells abcdef'")
     assert parent.data.tags["nasline.variant"] == "s < m"
-    assert parent.data.tags["mlflow.note.content"].startswith("Student s, teacher m, 640 pixels, for the model `cells`")
+    assert "- student s, teacher m, 640 pixels, for the model `cells`" in parent.data.tags["mlflow.note.content"]
     points = client.get_metric_history(parent.info.run_id, "curves/distill/loss")
     assert [point.step for point in points] == [1, 2, 3]
     query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.`nasline.step` = 'distill'"
     (child,) = client.search_runs([experiment.experiment_id], query)
     told = client.get_metric_history(child.info.run_id, "system/cpu_utilization_percentage")
     assert [(point.step, point.timestamp, point.value) for point in told] == [(0, 1000, 40.5), (1, 11000, 60.0)]
+
+
+def test_an_experiment_has_a_saved_view_with_the_columns_that_answer(workspace: Workspace) -> None:
+    client = connect(workspace)
+    experiment = client.get_experiment_by_name("cells")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.nasline"])
+    columns = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))["selectedColumns"]
+    (champion,) = client.search_runs([experiment.experiment_id], "tags.`nasline.is_champion` LIKE 'cells v1 since%'")
+    shown = {f"tags.`{name}`" for name in champion.data.tags} | {f"metrics.`{name}`" for name in champion.data.metrics}
+    assert {"tags.`nasline.data`", "tags.`nasline.is_champion`", "metrics.`gate/int8_map50_95`"} <= set(columns) & shown
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.nasline", "changed by a person")
+    find_or_create_experiment(client, "cells")
+    kept = client.get_experiment_by_name("cells").tags["mlflow.sharedViewState.nasline"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.nasline", json.dumps(view))
+    assert kept == "changed by a person"
 
 
 def test_a_verdict_without_its_files_does_not_end_the_step(

@@ -23,12 +23,9 @@ def empty_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(empty_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(empty_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git_identity: None) -> Path:
     """A DVC project of the test's own, and the current folder."""
     folder = tmp_path / "project"
     shutil.copytree(empty_project, folder)
-    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
-        monkeypatch.setenv(f"{name}_NAME", "test")
-        monkeypatch.setenv(f"{name}_EMAIL", "test@example.org")
     monkeypatch.chdir(folder)
     return folder

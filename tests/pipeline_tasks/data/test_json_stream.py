@@ -99,3 +99,23 @@ def test_what_is_broken_is_left_to_the_exact_reader(tmp_path: Path, content: byt
     for block_bytes in (3 if len(content) < 100 else 5000, 1 << 20):
         with pytest.raises(NotStreamableError):
             streamed(file, block_bytes)
+
+
+@pytest.mark.parametrize("separators", FORMS, ids=["plain", "indented", "compact", "utf-8"])
+def test_records_with_lists_of_objects_are_read_in_parts(tmp_path: Path, separators: dict[str, Any]) -> None:
+    """Panoptic files: the ends of records look like those of the objects in them."""
+    segments = [{"id": place, "bbox": [1, 2, 3, 4], "note": 'a "}]" \\'} for place in range(30)]
+    records = [{**BOX, "id": number, "segments_info": segments, "more": [[{"a": []}]]} for number in range(40)]
+    file = tmp_path / "f.json"
+    file.write_text(json.dumps({"annotations": records, "images": [IMAGE] * 3, "info": {}}, **separators))
+    boxes, parts = AnnotationRecords("f.json", "val"), list[int]()
+
+    def sink(position: int, part: bytes) -> int | None:
+        count = annotation_parts(boxes)(position, part)
+        parts.append(len(part))
+        return count
+
+    members, _ = stream_json_object(file, {"annotations": sink}, 4096)
+    assert boxes.table()["annotation_id"].to_pylist() == [str(number) for number in range(40)]
+    assert members == {"annotations": 40, "images": [IMAGE] * 3, "info": {}}
+    assert len(parts) > 10 and max(parts) < 4 * 4096

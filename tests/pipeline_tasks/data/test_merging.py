@@ -11,7 +11,7 @@ import pytest
 from foreign_sets import write_picture
 
 from pipeline_tasks.data.comparison import compare
-from pipeline_tasks.data.merging import merge, read_class_map
+from pipeline_tasks.data.merging import merge, read_class_map, text
 from pipeline_tasks.data.sets import open_set
 from pipeline_tasks.data.writers import write_folder
 from pipeline_tasks.errors import DataError
@@ -57,6 +57,22 @@ def test_classes_that_differ_need_a_word(make_coco_folder: Any, tmp_path: Path) 
     assert merged.dropped_boxes == {"star": 12} and merged.partly_labelled == ["square"]
     assert Counter(merged.raw.boxes["category"].to_pylist()) == {0: 24, 1: 12}
     assert merged.raw.boxes["image_id"].to_pylist()[-1] == merged.raw.images["image_id"].to_pylist()[-1] == 23
+
+
+def test_boxes_of_later_copies_are_counted(coco_folder: Any, tmp_path: Path) -> None:
+    later = type(coco_folder)(shutil.copytree(coco_folder.path, tmp_path / "later"))
+    with later.edit("val") as content:
+        content["annotations"][0]["bbox"][0] += 1
+        content["annotations"][1]["category_id"] = 3 if content["annotations"][1]["category_id"] == 7 else 7
+        content["annotations"].pop()
+    with open_set(str(coco_folder.path)) as one, open_set(str(later.path)) as two:
+        same, other = merge([one, one]), merge([one, two])
+    assert (len(same.repeated), same.copied_boxes, same.unlike_boxes) == (12, 24, {})
+    assert (len(other.repeated), other.copied_boxes) == (12, 23)
+    assert other.unlike_boxes == {f"{later.path}/images/val_0.jpg": 2}
+    told = text(other, Path("out"))
+    assert "left out with them: 23 boxes of the later sets" in told
+    assert "2 of them, in 1 pictures, have no equal among the boxes of the earlier set" in told
 
 
 def test_equal_names_get_numbers_that_no_other_picture_has(tmp_path: Path) -> None:

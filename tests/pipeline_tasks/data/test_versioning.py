@@ -92,7 +92,9 @@ def test_ignored_files_do_not_count_as_with_dvc(project: Path, coco_folder: Any)
     (data / "images/Thumbs.db").write_text("litter")
     assert dataset_digest(data) != clean
     (project / ".dvcignore").write_text("# litter\nThumbs.db\n")
-    assert dataset_digest(data) == clean == add(data).digest
+    assert dataset_digest(data) == clean
+    assert not (project / ".dvc/tmp/lock").exists(), "digesting wrote into the project"
+    assert clean == add(data).digest
 
 
 def test_revision_is_the_commit_or_dirty(project: Path, coco_folder: Any) -> None:

@@ -19,11 +19,8 @@ from pipeline_tasks.store import ObjectStore
 
 @pytest.mark.slow
 def test_set_comes_back_from_the_bucket_and_orphans_in_it_are_found(
-    uri: str, coco_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, coco_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git_identity: None
 ) -> None:
-    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
-        monkeypatch.setenv(f"{name}_NAME", "test")
-        monkeypatch.setenv(f"{name}_EMAIL", "test@example.org")
     (tmp_path / "aws").touch()
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws"))  # DVC insists on a file
     store, project = ObjectStore(uri), tmp_path / "project"

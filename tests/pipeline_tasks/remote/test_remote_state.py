@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from model.training_state import write_atomically
 from pipeline_tasks import digests, execution
 from pipeline_tasks.errors import TemporaryError, UnavailableError
 from pipeline_tasks.execution import StepContext, execute
@@ -84,6 +86,38 @@ def test_half_uploaded_state_is_never_used_and_a_newer_one_here_is_kept(uri: str
     b.load_state("teach", "k")
     assert [path.name for path in there.iterdir()] == ["state-1"]
     assert sorted(path.name for path in here.iterdir()) == ["state-1", "state-2"]
+
+
+@pytest.mark.slow
+def test_state_is_uploaded_while_the_work_goes_on_and_only_whole(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints as a training writes them, faster than they are copied: what another machine gets is one of them."""
+    monkeypatch.setenv("NASLINE_STATE_UPLOAD_SECONDS", "0.2")
+    here, there = (RemoteWorkspace(uri, tmp_path / name) for name in "ab")
+    state = here.partial_directory("teach", "k") / "state"
+    state.mkdir(parents=True)
+    fetched = there.partial_directory("teach", "k") / "state"
+    seen = set()
+    deadline = time.monotonic() + 60
+    with here.lease("teach", "k"):
+        number = 0
+        while len(seen) < 3:
+            assert time.monotonic() < deadline
+            number += 1
+            write_atomically(state / f"state-{number}", b"weights" * 100_000 + str(number).encode())
+            write_atomically(state / "state.json", str(number).encode())
+            (state / f"state-{number - 1}").unlink(missing_ok=True)
+            time.sleep(0.01 if number % 40 else 1.0)
+            there.load_state("teach", "k")
+            if fetched.exists():
+                named = (fetched / "state.json").read_text()
+                assert (fetched / f"state-{named}").read_bytes().endswith(b"weights" + named.encode())
+                seen.add(named)
+        (state.with_name("output")).mkdir()
+        here.publish("teach", "k", {"key": "k"})
+    time.sleep(0.5)
+    assert not ObjectStore(uri).sizes("steps/teach/k.partial/"), "no upload comes after the end"
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from pipeline_tasks import digests
 from pipeline_tasks.errors import DataError, TemporaryError, UsageError
 from pipeline_tasks.remote_workspace import RemoteWorkspace
 from pipeline_tasks.store import ObjectStore
+from pipeline_tasks.tracking.champions import move_champion
+from pipeline_tasks.tracking.client import connect
 from pipeline_tasks.workspace import Workspace
 
 
@@ -108,6 +110,8 @@ def test_kill_while_uploading_publishes_nothing_and_the_next_attempt_goes_on(uri
     script = """
         import time
         from pipeline_tasks.store import ObjectStore
+from pipeline_tasks.tracking.champions import move_champion
+from pipeline_tasks.tracking.client import connect
         upload = ObjectStore.upload
         ObjectStore.upload = lambda *arguments: (upload(*arguments), time.sleep(0.2))  # a slow line
         output.mkdir(parents=True)
@@ -201,3 +205,78 @@ def test_run_is_known_everywhere_and_never_overwritten_unseen(uri: str, tmp_path
         there.write_run("r1", {"steps": {}, "by": "there"})
     assert there.read_run("r1")["by"] == "here" and there.run_ids() == ["r1"]
     assert json.loads((there.run_directory("r1") / "run.json").read_text())["by"] == "here"
+
+
+MOVE = """
+from pipeline_tasks.tracking.client import connect
+from pipeline_tasks.tracking import champions
+version = sys.argv[4]
+write = champions._write
+def slowly(*arguments):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    write(*arguments)
+champions._write = slowly
+client = connect(workspace)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    move = champions.move_champion(client, workspace, "cells", version, "promote", "ada", "better")
+    print(f"moved from {move.before}", flush=True)
+except StepError as error:
+    print(error.exit_code, error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_of_two_machines_that_move_a_champion_at_once_the_second_knows_of_the_first(uri: str, tmp_path: Path) -> None:
+    client = connect(Workspace(tmp_path / "registry"))
+    client.create_registered_model("cells")
+    for _ in range(2):
+        client.create_model_version("cells", tmp_path.as_uri())
+    first, second = (start_machine(MOVE, uri, tmp_path / name, 60, name) for name in "12")
+    tell(first)
+    assert heard(first) == "writing\n"
+    tell(second)
+    time.sleep(1.5)
+    tell(first)
+    assert heard(first) == "moved from None\n"
+    assert heard(second) == "writing\n", "only when the first had ended"
+    tell(second)
+    assert heard(second) == "moved from 1\n"
+    assert str(client.get_registered_model("cells").aliases["champion"]) == "2"
+    assert [machine.wait(240) for machine in (first, second)] == [0, 0]
+
+
+@pytest.mark.slow
+def test_frozen_machine_that_lost_the_right_to_move_a_champion_does_not_move_it(uri: str, tmp_path: Path) -> None:
+    client = connect(Workspace(tmp_path / "registry"))
+    client.create_registered_model("cells")
+    for _ in range(2):
+        client.create_model_version("cells", tmp_path.as_uri())
+    frozen = start_machine(MOVE, uri, tmp_path / "a", 1.5, "1")
+    tell(frozen)
+    assert heard(frozen) == "writing\n"
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        other = RemoteWorkspace(uri, tmp_path / "b")
+        assert move_champion(client, other, "cells", "2", "promote", "bob", "better") is not None
+        os.kill(frozen.pid, signal.SIGCONT)
+        tell(frozen)
+        assert heard(frozen).startswith(f"{TemporaryError.exit_code} the lease on champions/cells.move was lost to ")
+        assert frozen.wait(240) == 0
+    finally:
+        frozen.kill()
+        frozen.wait()
+    assert str(client.get_registered_model("cells").aliases["champion"]) == "2"
+
+
+def tell(machine: subprocess.Popen[str]) -> None:
+    assert machine.stdin is not None
+    machine.stdin.write("\n")
+    machine.stdin.flush()
+
+
+def heard(machine: subprocess.Popen[str]) -> str:
+    assert machine.stdout is not None
+    return machine.stdout.readline()

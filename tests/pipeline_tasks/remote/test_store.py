@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,19 @@ def test_commands_end_with_their_exit_codes(uri: str, nobody: str, monkeypatch: 
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{nobody}")
     code, output = nasline("validate_data", "--workspace", uri, "--run", "r1")
     assert code == 69 and output.count("does not answer") == 1
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", ["-2h", "+30d"])
+def test_a_clock_that_is_off_is_named_and_worth_another_try(uri: str, offset: str) -> None:
+    assert FAKETIME is not None, "libfaketime is missing; apt-get install faketime"
+    program = (
+        "import sys\nfrom pipeline_tasks.errors import UnavailableError\nfrom pipeline_tasks.store import ObjectStore\n"
+        "try: ObjectStore(sys.argv[1]).read('x')\nexcept UnavailableError as error: print(error)"
+    )
+    environment = {**os.environ, "LD_PRELOAD": str(FAKETIME), "FAKETIME": offset}
+    done = subprocess.run([sys.executable, "-c", program, uri], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith("the clock of this machine is too far from that of http://"), done.stderr
