@@ -25,7 +25,7 @@ demo: install  ## Run the whole DAG: make demo [DATASET=dir [PRETRAIN=dir] [UNLA
 # Two groups at a time, the longest first; a group's output is printed when it has ended.
 FAST_GROUPS := tests/model tests/pipeline_tasks+tests/chain tests/dags+tests/stack+tests/demo+tests/browser \
   tests/test_agreement.py+tests/test_imports.py
-SLOW_GROUPS := tests/chain tests/dags+tests/stack tests/demo tests/browser tests/model tests/pipeline_tasks
+SLOW_GROUPS := tests/chain tests/stack tests/dags tests/demo tests/browser tests/model tests/pipeline_tasks
 TWO_AT_A_TIME := @OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 --output-sync=target
 
 test: install lint  ## Lint, types and the fast tests (offline)

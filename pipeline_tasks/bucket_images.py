@@ -107,7 +107,7 @@ class BucketImages:
         pause = FIRST_PAUSE_SECONDS
         for last in (False,) * (TRIES - 1) + (True,):
             try:
-                content = self._store.read_version(name, etag)
+                content, with_md5 = self._store.read_version(name, etag)
             except MissingObject:
                 raise FileNotFoundError(errno.ENOENT, f"it is not in {self.address} any more", path) from None
             except Conflict:
@@ -116,7 +116,7 @@ class BucketImages:
                 if last:
                     raise
             else:
-                if _is_whole(content, size, etag):
+                if _is_whole(content, size, etag if with_md5 else ""):
                     return content
             if not last:
                 time.sleep(pause * random.uniform(0.5, 1.0))
@@ -219,15 +219,16 @@ def list_bucket(folder: Path, address: str) -> int:
 
 
 def _write(file: Path, content: bytes) -> None:
-    if file.is_file() and file.read_bytes() == content:
-        return
     beside = file.with_name(f".{file.name}.incoming")
+    if file.is_file() and file.read_bytes() == content:
+        beside.unlink(missing_ok=True)  # a killed command left it, and the set would hold it
+        return
     beside.write_bytes(content)
     os.replace(beside, file)
 
 
 def _is_whole(content: bytes, size: int, etag: str) -> bool:
-    """The ETag of an object that was written in one piece is its MD5; of one in parts only the size can be compared."""
+    """The ETag of an object that was written in one piece is mostly its MD5; else only the size can be compared."""
     if len(content) != size:
         return False
     return not _MD5.fullmatch(etag) or hashlib.md5(content, usedforsecurity=False).hexdigest() == etag

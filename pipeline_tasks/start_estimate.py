@@ -80,7 +80,7 @@ def _idle(device: str) -> bool:
 
 
 def note(found: Estimate) -> str:
-    """The estimate in few lines, no more than Airflow takes."""
+    """The estimate in few lines, no more than Airflow takes; the last ones, time and disk, are always there."""
     from pipeline_tasks.estimate import size_text
 
     probed = f"from {found.probe_steps} optimiser steps on {found.device}" if found.probe_steps else "without a probe"
@@ -97,10 +97,11 @@ def note(found: Estimate) -> str:
         lines += [f"{step.reference}: {', '.join(parts)}"] if parts else []
     unknown = [step.reference for step in found.steps if step.hours is None]
     without = f", without {', '.join(unknown)}" if unknown else ""
-    lines += [f"together about {found.hours:.2f} h{without}"] if found.probe_steps else []
+    foot = [f"together about {found.hours:.2f} h{without}"] if found.probe_steps else []
     needed, free = size_text(found.disk_bytes), size_text(found.free_bytes)
     short = " TOO LITTLE" if found.disk_bytes > found.free_bytes else ""
-    return "\n".join([*lines, f"disk: about {needed} with a reserve, {free} free{short}"])[:NOTE_LETTERS]
+    end = "\n".join(["", *foot, f"disk: about {needed} with a reserve, {free} free{short}"])
+    return ("\n".join(lines)[: max(NOTE_LETTERS - len(end), 0)] + end)[:NOTE_LETTERS]
 
 
 def _set_note(text: str, environment: Mapping[str, str]) -> None:

@@ -92,8 +92,9 @@ class ObjectStore:
         age = (parsedate_to_datetime(now) - written).total_seconds() if now else 0.0
         return StoredObject(content, answer["ETag"], age)
 
-    def read_version(self, name: str, version: str) -> bytes:
-        """An object's content, if it still has this ETag (without quotes).
+    def read_version(self, name: str, version: str) -> tuple[bytes, bool]:
+        """An object's content, if it still has this ETag (without quotes), and whether that can be the content's MD5:
+        it never is where the store encrypts with a key of its own service (SSE-KMS).
 
         Raises:
             MissingObject: there is none.
@@ -102,7 +103,7 @@ class ObjectStore:
         with self._errors():
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(name), IfMatch=f'"{version}"')
             content: bytes = answer["Body"].read()
-        return content
+        return content, answer.get("ServerSideEncryption", "AES256") == "AES256"
 
     def write(self, name: str, content: bytes) -> None:
         """Write an object, whatever was there."""

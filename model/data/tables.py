@@ -148,7 +148,8 @@ def write_dataset(directory: Path, images: pa.Table, boxes: pa.Table, metadata: 
 def read_dataset(directory: Path) -> Dataset:
     """Read what ``write_dataset`` wrote; ``ValueError`` names the file and what is wrong with it."""
     metadata = _read_metadata(directory / METADATA_FILE)
-    if (mapped := mapped_tables.read(directory, *_row_counts(directory))) is not None:
+    rows = _row_counts(directory)
+    if rows is not None and (mapped := mapped_tables.read(directory, *rows)) is not None:
         return Dataset(metadata, *mapped, lambda: _read_table(directory / BOXES_FILE, BOXES_SCHEMA))
     images = _read_table(directory / IMAGES_FILE, IMAGES_SCHEMA)
     boxes = _read_table(directory / BOXES_FILE, BOXES_SCHEMA)
@@ -156,12 +157,12 @@ def read_dataset(directory: Path) -> Dataset:
     return Dataset(metadata, images, _columns(images, boxes, metadata.roots), lambda: boxes)
 
 
-def _row_counts(directory: Path) -> tuple[int, int]:
-    """Images and boxes of a set with mapped columns, (0, 0) for one whose tables cannot be read."""
+def _row_counts(directory: Path) -> tuple[int, int] | None:
+    """Images and boxes; None where the tables cannot be read, as reading them then tells."""
     try:
         images, boxes = (pq.read_metadata(directory / name).num_rows for name in (IMAGES_FILE, BOXES_FILE))
     except (pa.ArrowException, OSError):
-        return 0, 0
+        return None
     return images, boxes
 
 

@@ -33,13 +33,14 @@ DAG_FILE = f"""
     sys.path.append({str(REPOSITORY / "dags")!r})
     from datetime import UTC, datetime
     from airflow.sdk import DAG
+    from airflow.sdk.definitions.param import ParamsDict
     from pipeline_chain import DAG_ARGUMENTS, start_task, step_task
     from trigger_form import trigger_form
 
     FORM = trigger_form(without=("start.from_champion",))
     with DAG("{DAG}", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC), **DAG_ARGUMENTS) as dag:
         start_task(FORM) >> step_task("validate_data") >> step_task("pretrain", "student")
-    dag.params = FORM
+    dag.params = ParamsDict(FORM)
 """
 """The first tasks of train_yolo_nas: the rest would only take longer."""
 SETTINGS = {

@@ -129,7 +129,8 @@ def test_what_goes_wrong_with_an_estimate_ends_no_run(
 def test_a_long_note_is_cut_to_what_airflow_takes() -> None:
     steps = [StepEstimate(f"pretrain/{n}", 10**6, 10**6, 1e3, 10**10, 10**10, "") for n in range(40)]
     found = Estimate(steps, 20, "cpu", 10**15, Path("/data"))
-    assert len(start_estimate.note(found)) == start_estimate.NOTE_LETTERS
+    note = start_estimate.note(found)
+    assert len(note) == start_estimate.NOTE_LETTERS and note.splitlines()[-1].startswith("disk: about ")
 
 
 def test_a_gpu_in_use_is_left_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -187,6 +187,8 @@ def test_steps_find_git_and_put_large_files_on_a_disk() -> None:
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n((?:(?!FROM).*\n)*)", DOCKERFILE, re.MULTILINE))
     for name in ("worker", "pipeline"):
         assert " git " in stages[name] and stages[name].rindex("USER 10001:10001") > stages[name].index(" git "), name
+    assert "PATH=$PATH:/opt/nasline/bin" in stages["worker"], "`docker compose exec worker-cpu nasline`"
+    assert "rm /opt/airflow/bin/nasline" in stages["airflow-environment"], "that one has no torch"
     for name in WORKERS:
         mounted = {volume.split(":")[1] for volume in SERVICES[name]["volumes"]}
         assert variables(name)["TMPDIR"] in mounted and variables(name)["TMPDIR"] != "/srv/airflow", name

@@ -103,3 +103,13 @@ def test_a_small_set_in_its_place_has_no_mapped_columns(
     monkeypatch.setattr(mapped_tables, "FROM_BOXES", 1000)
     write_dataset(folders[1], *content(), METADATA)
     assert not (folders[1] / "mapped").exists()
+
+
+@pytest.mark.parametrize("name", ["images.parquet", "boxes.parquet"])
+def test_a_damaged_table_beside_mapped_columns_is_named(folders: tuple[Path, Path], name: str) -> None:
+    (folders[1] / name).write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match=f"large/{name} cannot be read as Parquet"):
+        read_dataset(folders[1])
+    (folders[1] / name).unlink()
+    with pytest.raises(ValueError, match=f"large/{name} does not exist"):
+        read_dataset(folders[1])

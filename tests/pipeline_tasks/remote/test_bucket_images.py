@@ -160,6 +160,7 @@ def test_a_set_is_added_listed_again_and_refused_where_pictures_are_needed(
     with pytest.raises(UsageError, match="is no S3 address"):
         add(bucket_set, target, images="s3:/photos")
     assert not target.exists()
+    (bucket_set / f".{LIST_FILE}.incoming").write_bytes(b"half a list, of a command that was killed")
     first = add(bucket_set, target, images=f"{uri}/photos")
     assert (first.format, first.files) == ("coco", 5)  # three annotation files and the two about the bucket
     assert add(target).digest == first.digest
@@ -199,6 +200,7 @@ class Between(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Passer)
         self.server = urlsplit(server).netloc
         self.wrong, self.requests = 0, 0
+        self.encrypts = False
         self.flowing = threading.Event()
         self.flowing.set()
         self.address = f"http://127.0.0.1:{self.server_port}"
@@ -223,6 +225,8 @@ class _Passer(BaseHTTPRequestHandler):
             if not name.lower().startswith(("x-amz-checksum", "content-length", "transfer-encoding")):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
+        if between.encrypts:
+            self.send_header("x-amz-server-side-encryption", "aws:kms")
         self.end_headers()
         half = len(content) // 2
         self.wfile.write(content[:half])
@@ -258,6 +262,11 @@ def test_wrong_bytes_are_fetched_again_and_never_kept(
     with pytest.raises(UnavailableError, match="came with other bytes than its list says, 4 times"):
         contents(bucket_set)
     assert cached(tmp_path / "cache/images") == []
+
+
+def test_the_etag_of_what_a_key_service_encrypts_is_no_digest(between: Between, bucket_set: Path) -> None:
+    between.wrong, between.encrypts = 10**6, True  # so that no content has the MD5 that its ETag looks like
+    assert len(contents(bucket_set)) == 12 and between.requests == 12
 
 
 def _fetch_all(folder: Path, told: multiprocessing.Queue[Any]) -> None:

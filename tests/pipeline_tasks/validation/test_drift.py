@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from model.data.tables import write_dataset
 from pipeline_tasks import champion_data
 from pipeline_tasks.data.readers import read_folder
 from pipeline_tasks.dataset_statistics import DatasetStatistics, statistics_of
 from pipeline_tasks.keys import key_content
 from pipeline_tasks.params import Parameters, resolve
 from pipeline_tasks.steps import definition
-from pipeline_tasks.validation import ValidationLimits, ValidationResult, validate
+from pipeline_tasks.validation import ValidationLimits, validate
 from pipeline_tasks.validation.datasets import judge_set
 from pipeline_tasks.validation.drift import Reference, with_drift
 from pipeline_tasks.validation.judgement import JudgedSet, violations
@@ -47,21 +48,19 @@ def drift_from(folder: Path, champion: DatasetStatistics, **limits: Any) -> tupl
     return warned, violations(judged, given)
 
 
-def validated(folder: Path, output: Path, reference: Reference | None) -> ValidationResult:
-    raw = {"target": read_folder(folder, "target", SPLITS)}
-    return validate(raw, {"target": folder}, ValidationLimits(), output, reference=reference)
-
-
 def test_the_report_has_the_distances_and_the_tables_know_nothing_of_it(coco_folder: Any, tmp_path: Path) -> None:
+    _, published = judge(coco_folder.path, ValidationLimits())
+    write_dataset(tmp_path / "alone", published.images, published.boxes, published.metadata)
     champion = replace(statistics_in(coco_folder.path), class_boxes={"square": 6, "circle": 6, "star": 3})
-    validated(coco_folder.path, tmp_path / "alone", None)
-    result = validated(coco_folder.path, tmp_path / "compared", Reference("cells v3", champion))
+    raw, folders = {"target": read_folder(coco_folder.path, "target", SPLITS)}, {"target": coco_folder.path}
+    reference = Reference("cells v3", champion)
+    result = validate(raw, folders, ValidationLimits(), tmp_path / "compared", reference=reference)
     told = json.loads((tmp_path / "compared/validation.json").read_text())["sets"]["target"]
     assert (told["drift"]["champion"], told["drift"]["vanished_classes"]) == ("cells v3", ["star"])
     assert told["warnings"] == {"drift_vanished_class": 1}
     assert result.summary()["target"]["drift"]["classes"] == pytest.approx(0.2)
     for name in ("images.parquet", "boxes.parquet", "dataset.json"):
-        assert (tmp_path / "alone/target" / name).read_bytes() == (tmp_path / "compared/target" / name).read_bytes()
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "compared/target" / name).read_bytes()
 
 
 def test_the_same_data_drift_nowhere(coco_folder: Any) -> None:
