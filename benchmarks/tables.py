@@ -74,13 +74,13 @@ SECTIONS = (
     Section(
         "What INT8 costs in accuracy",
         "quantization_accuracy",
-        "Points of test mAP50-95 lost against the float engine, OpenVINO, whole test splits.",
+        "Points of test mAP50-95 lost against the float engine (negative: gained), OpenVINO, whole test splits.",
         lambda: quantization_accuracy.table(quantization_accuracy.NETWORKS, trial=False),
     ),
     Section(
         "RepVGG against QARepVGG blocks",
         "repvgg_table",
-        "The same network with either block, quantized in the same ways.",
+        "The same network with either block, quantized in the same ways; points lost against float (negative: gained).",
         lambda: repvgg_table.table(repvgg_table.NETWORKS, trial=False),
     ),
     Section(
