@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from model.evaluation import detect
 from model.export import export_onnx
 from model.preprocessing import Preprocessing
 from model.quantization.storage import load_quantized, read_report
+from model.quantization.uneven_channels import spread_channels
 from model.repvgg import use_repvgg_blocks
 from model.yolo_nas import YoloNAS
 from pipeline_tasks.digests import of_json
@@ -55,9 +56,17 @@ TRAINING: dict[str, Any] = {
 """Of quantization-aware training."""
 
 
+HOSTILE = "qarepvgg, a hostile layer"
+HOSTILE_BOTTLENECK, HOSTILE_OCTAVES = "backbone.stage2.blocks.bottlenecks.0", 12.0
+
+
 @dataclass(frozen=True)
 class FloatNetwork:
-    """What is trained: the set, the network, its seed; for trials in seconds another size or number of epochs."""
+    """What is trained: the set, the network, its seed; for trials in seconds another size or number of epochs.
+
+    blocks: qarepvgg, repvgg, or HOSTILE: the trained qarepvgg network with channels of uneven scale in one bottleneck,
+    which computes the same in float.
+    """
 
     dataset: str
     variant: str = "pico"
@@ -84,9 +93,18 @@ def trained(wanted: FloatNetwork) -> tuple[Path, float]:
     """Checkpoint of the folded network, and the CPU minutes its training took."""
     checkpoint, record = wanted.folder / "checkpoint", wanted.folder / "minutes.json"
     if not record.exists():
-        minutes = _train(wanted, checkpoint)
+        minutes = _spread(wanted, checkpoint) if wanted.blocks == HOSTILE else _train(wanted, checkpoint)
         record.write_text(json.dumps(minutes))
     return checkpoint, float(json.loads(record.read_text()))
+
+
+def _spread(wanted: FloatNetwork, checkpoint: Path) -> float:
+    even, minutes = trained(replace(wanted, blocks="qarepvgg"))
+    network, metadata = load_checkpoint(even)
+    spread_channels(network, HOSTILE_BOTTLENECK, HOSTILE_OCTAVES)
+    wanted.folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(checkpoint, network, metadata)
+    return minutes
 
 
 def _train(wanted: FloatNetwork, checkpoint: Path) -> float:

@@ -1,4 +1,5 @@
-"""What a person does: log in, fill the trigger form, watch the run turn green, look at it in MLflow.
+"""What a person does: log in, fill the trigger form, watch the run turn green, look at it in MLflow beside
+two more, of which the gate rejects one, and move the champion back and forth.
 
 Against a real `airflow standalone`, a real MLflow server and the real steps; the tests follow each other, as the
 person's clicks do. Pictures go to NASLINE_SCREENSHOTS.
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from airflow_api import AirflowApi
+from dag_helpers import wait_for
 from playwright.sync_api import Locator, Page, expect
 from services import Stack
 
@@ -19,6 +21,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 DAG = "train_yolo_nas"
 MODEL = "browser_digits"
 RUN_SECONDS = 1500
+MOVES = "promote_or_rollback"
+LONGER, STRICT = "two-epochs", "strict-gate"
+RUNS_PAGE = "/#/experiments/1/runs?workflowType=machine_learning"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,21 @@ def api(stack: Stack) -> AirflowApi:
     api = AirflowApi(stack)
     api.unpause(DAG)
     return api
+
+
+@pytest.fixture(scope="module")
+def further_runs(api: AirflowApi) -> None:
+    """Two more runs, beside each other, which reuse what the first one finished as far as they can."""
+    first = api.runs(DAG)[-1]["conf"]
+    changes = {
+        LONGER: {"distill.epochs": 2, "quantize.qat": "never", "gate.champion_margin": 100.0},
+        STRICT: {"gate.minimum_map": 0.99},
+    }
+    for run, changed in changes.items():
+        request = {"dag_run_id": run, "logical_date": None, "conf": {**first, **changed}}
+        api.call("POST", f"/dags/{DAG}/dagRuns", request)
+    for run in changes:
+        assert api.wait_for_end(DAG, run, RUN_SECONDS) == "success"
 
 
 def run_page(stack: Stack, api: AirflowApi) -> str:
@@ -102,7 +122,8 @@ def test_a_task_leads_to_its_mlflow_run(page: Page, stack: Stack, api: AirflowAp
 
 
 def test_mlflow_shows_the_pipeline_run_and_its_steps(page: Page, stack: Stack, screenshots: Path) -> None:
-    page.goto(f"{stack.mlflow_url}/#/experiments/1/runs")
+    page.goto(stack.mlflow_url + RUNS_PAGE)
+    page.get_by_role("button", name="Close", exact=True).click()  # MLflow's assistant, which covers a quarter
     expect(page.get_by_text(re.compile(r"^\d{8}-\d{6}-manual")).first).to_be_visible()
     page.locator('[role=gridcell][col-id*="Run Name"] button').first.click()  # opens the list of its steps
     expect(page.get_by_role("link", name="distill", exact=True)).to_be_visible()
@@ -114,3 +135,70 @@ def test_mlflow_shows_the_champion(page: Page, stack: Stack, screenshots: Path) 
     expect(page.get_by_text("Version 1").first).to_be_visible()
     expect(page.get_by_text("@ champion").first).to_be_visible()
     page.screenshot(path=screenshots / "9-mlflow-champion.png")
+
+
+def test_a_rejected_run_is_green_and_airflow_says_why(
+    page: Page, stack: Stack, api: AirflowApi, further_runs: None, screenshots: Path
+) -> None:
+    states = api.task_states(DAG, STRICT)
+    assert states["gate.cpu"] == states["register"] == "skipped" and states["report"] == "success"
+    page.goto(f"{stack.airflow_url}/dags/{DAG}/runs/{STRICT}")
+    expect(page.get_by_text("Success").first).to_be_visible()
+    page.goto(f"{stack.airflow_url}/dags/{DAG}/runs/{STRICT}/tasks/report")
+    why = re.compile(r"The gate rejected: INT8 mAP50-95: .* misses the limit 0\.99")
+    expect(page.get_by_text(why).first).to_be_visible()
+    page.screenshot(path=screenshots / "10-rejected.png")
+
+
+def test_mlflows_saved_view_tells_data_gate_and_champion_of_each_run(
+    page: Page, stack: Stack, further_runs: None, screenshots: Path
+) -> None:
+    page.goto(f"{stack.mlflow_url}{RUNS_PAGE}&viewStateShareKey=nasline")
+    expect(page.get_by_role("gridcell", name="rejected", exact=True)).to_have_count(1)
+    expect(page.get_by_role("gridcell", name="accepted", exact=True)).to_have_count(2)
+    expect(page.get_by_role("gridcell", name=f"{MODEL} v2", exact=True)).to_have_count(1)
+    expect(page.get_by_role("gridcell", name=re.compile(f"{MODEL} v2 since .* by "))).to_have_count(1)
+    page.screenshot(path=screenshots / "11-mlflow-view.png")
+
+
+def champion_is(page: Page, stack: Stack, version: int) -> None:
+    """MLflow's page of the model shows the alias beside that version."""
+    page.goto(f"{stack.mlflow_url}/#/models/{MODEL}")
+    page.reload()
+    row = page.get_by_role("row").filter(has_text=f"Version {version}")
+    expect(row).to_contain_text("@ champion")
+
+
+def test_a_rollback_by_the_form_moves_the_alias_back(
+    page: Page, stack: Stack, api: AirflowApi, further_runs: None, screenshots: Path
+) -> None:
+    champion_is(page, stack, 2)
+    page.goto(f"{stack.airflow_url}/dags/{MOVES}")
+    page.get_by_role("button", name="Trigger").first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator('input[name="element_model"]')).to_have_value(MODEL)
+    fill(dialog, "reason", "misses the digit 7")
+    page.screenshot(path=screenshots / "15-rollback-form.png")
+    dialog.get_by_role("button", name="Trigger", exact=True).click()
+    dialog.wait_for(state="hidden")
+    run = api.runs(MOVES)[0]["dag_run_id"]
+    assert api.wait_for_end(MOVES, run, RUN_SECONDS) == "success"
+    assert api.task_states(MOVES, run)["approve"] == "skipped"  # a rollback waits for nobody
+    champion_is(page, stack, 1)
+    page.screenshot(path=screenshots / "16-mlflow-rolled-back.png")
+
+
+def test_a_promotion_waits_until_somebody_presses_approve(
+    page: Page, stack: Stack, api: AirflowApi, further_runs: None, screenshots: Path
+) -> None:
+    form = {"action": "promote", "model": MODEL, "version": "2", "reason": "the sevens were labelled wrong"}
+    run = api.trigger(MOVES, form)
+    assert wait_for(lambda: api.task_states(MOVES, run).get("approve") == "awaiting_input", RUN_SECONDS)
+    page.goto(f"{stack.airflow_url}/dags/{MOVES}/runs/{quote(run)}/tasks/approve/required_actions")
+    approve = page.get_by_role("button", name="Approve", exact=True)
+    expect(page.get_by_text(re.compile(f"promote {MODEL} v2 .*the sevens", re.DOTALL)).last).to_be_visible()
+    page.screenshot(path=screenshots / "17-approve.png")
+    approve.click()
+    assert api.wait_for_end(MOVES, run, RUN_SECONDS) == "success"
+    assert api.task_states(MOVES, run)["move"] == "success"
+    champion_is(page, stack, 2)
