@@ -39,10 +39,10 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, 96 MiB of memory: what does not fit is refused by the kernel. Needs root."""
+    """A file system of its own, 256 MiB of memory: what does not fit is refused by the kernel. Needs root."""
     place = tmp_path / "disk"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(place)], check=True)
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
@@ -197,9 +197,9 @@ def test_registering_that_is_killed_at_any_moment_makes_one_version_with_all_its
 
 def test_a_rejected_gate_is_rejected_again_with_the_same_words(finished: Terminal, tmp_path: Path) -> None:
     terminal = copy_of(finished, tmp_path)
-    terminal.start("strict", "--gate.minimum_map", "0.999")
+    terminal.start("rejected", "--gate.minimum_map", "0.9876")
     versions = "select count(*) from model_versions where name = 'chain_digits'"
-    before, gate = count(terminal.workspace / "mlflow.db", versions), ("gate", "--run", "strict")
+    before, gate = count(terminal.workspace / "mlflow.db", versions), ("gate", "--run", "rejected")
     process = terminal.popen(gate)
     wait_until(lambda: list(terminal.workspace.glob("steps/gate/*.partial/output/*")), process)
     process.kill()
@@ -209,7 +209,7 @@ def test_a_rejected_gate_is_rejected_again_with_the_same_words(finished: Termina
     sentences = [json.loads(output.rsplit("NASLINE_RESULT ", 1)[1])["summary"]["verdict"] for output in outputs]
     assert sentences[0] == sentences[1] and sentences[0].startswith("rejected: ")
     for _ in range(2):
-        terminal.nasline("register", "--run", "strict", code=99)
+        terminal.nasline("register", "--run", "rejected", code=99)
     assert count(terminal.workspace / "mlflow.db", versions) == before
 
 
