@@ -71,8 +71,10 @@ def test_run_that_nobody_knows_and_set_that_is_gone(coco_folder: Any, tmp_path: 
 
 @pytest.mark.slow
 def test_a_run_is_repeated_with_its_own_data_also_from_the_tracking_server_alone(
-    coco_folder: Any, tmp_path: Path, nasline: Any, git_identity: None
+    coco_folder: Any, tmp_path: Path, nasline: Any, git_identity: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # a server of its own: the tests' common one holds other runs of this name
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'tracking.db'}")
     project = tmp_path / "project"
     init(project, remote=str(tmp_path / "store"))
     add(coco_folder.path, to=project / "data/set")

@@ -110,8 +110,6 @@ def test_kill_while_uploading_publishes_nothing_and_the_next_attempt_goes_on(uri
     script = """
         import time
         from pipeline_tasks.store import ObjectStore
-from pipeline_tasks.tracking.champions import move_champion
-from pipeline_tasks.tracking.client import connect
         upload = ObjectStore.upload
         ObjectStore.upload = lambda *arguments: (upload(*arguments), time.sleep(0.2))  # a slow line
         output.mkdir(parents=True)
