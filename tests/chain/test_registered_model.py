@@ -152,7 +152,7 @@ def test_mlflow_alone_tells_what_came_out(finished: Terminal, store: str) -> Non
     assert tags["nasline.gate"] == "accepted" and tags["nasline.registered"] == "chain_digits v1"
     page = tags["mlflow.note.content"]
     assert "| passed &emsp; | rule &emsp; | measured &emsp; | limit &emsp; |" in page
-    assert "Student pico, teacher pico, 64 pixels" in page
+    assert "student pico, teacher pico, 64 pixels" in page
     assert "![confusion matrix](get-artifact?path=plots%2Fconfusion_matrix.png&run_uuid=" in page
     steps = client.get_metric_history(parent.info.run_id, "curves/teach/map50_95")
     assert [point.step for point in steps] == [1, 2, 3, 4, 5, 6]
