@@ -25,7 +25,7 @@ from pipeline_tasks.store import MissingObject, ObjectStore, in_parallel
 log = logging.getLogger(__name__)
 
 TRIES = 3
-UPLOAD_SECONDS = 300.0
+INTERVAL_VARIABLE, UPLOAD_SECONDS = "NASLINE_STATE_UPLOAD_SECONDS", 300.0
 
 
 class RemoteState:
@@ -161,8 +161,16 @@ class StateUploads:
 
 
 def upload_seconds() -> float:
-    """NASLINE_STATE_UPLOAD_SECONDS, or the default: what a lost machine may cost of work whose epochs are long."""
-    return float(os.environ.get("NASLINE_STATE_UPLOAD_SECONDS", UPLOAD_SECONDS))
+    """NASLINE_STATE_UPLOAD_SECONDS, or 300: what a lost machine may cost of work whose epochs are long."""
+    text = os.environ.get(INTERVAL_VARIABLE, "")
+    try:
+        seconds = float(text) if text else UPLOAD_SECONDS
+    except ValueError:
+        seconds = 0.0
+    if 0 < seconds < threading.TIMEOUT_MAX:
+        return seconds
+    log.warning("%s is %r, which is no number of seconds above 0; it is %g", INTERVAL_VARIABLE, text, UPLOAD_SECONDS)
+    return UPLOAD_SECONDS
 
 
 def _copied_at_one_moment(folder: Path, copy: Path) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from pipeline_tasks import bucket_images
 from pipeline_tasks.data.content_digest import files_below, folder_digest
 from pipeline_tasks.data.readers import Recognised, open_reader
+from pipeline_tasks.data.readers.listing import list_folder
 from pipeline_tasks.errors import ConfigurationError, DataError, StepError, TemporaryError, UsageError
 
 
@@ -63,6 +64,8 @@ def add(
         raise DataError(f"{path} is not a folder; give the folder of a dataset")
     address = images or bucket_images.address_of(path)
     recognised = None if address else _recognise(path, given_format, allow_links)
+    if images and bucket_images.address_of(path) is None:
+        _require_no_pictures(path, images, allow_links)
     copied = to is not None and not to.exists()
     folder = path if to is None else _copy(path, to)
     _check_no_links(folder)
@@ -96,6 +99,13 @@ def add(
     )
     print(added)
     return added
+
+
+def _require_no_pictures(path: Path, address: str, allow_links: bool) -> None:
+    """Before anything is written: the folder images/ and the bucket cannot both hold them."""
+    pictures = list_folder(path, allow_links).pictures
+    if own := next((picture for picture in pictures if picture.startswith(bucket_images.PICTURES)), None):
+        raise DataError(f"{path / own} lies here, while images/ shall stay at {address}; remove one of the two")
 
 
 def dataset_digest(path: Path, cache: Path | None = None) -> str:

@@ -159,7 +159,12 @@ def test_a_set_is_added_listed_again_and_refused_where_pictures_are_needed(
         add(bucket_set, target, images=f"{uri}/nothing")
     with pytest.raises(UsageError, match="is no S3 address"):
         add(bucket_set, target, images="s3:/photos")
-    assert not target.exists()
+    (bucket_set / "images").mkdir()
+    (bucket_set / "images/own.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"own\.jpg lies here, while images/ shall stay at s3://.*; remove one"):
+        add(bucket_set, target, images=f"{uri}/photos")
+    shutil.rmtree(bucket_set / "images")
+    assert not target.exists() and not (bucket_set / ROOT_FILE).exists()
     (bucket_set / f".{LIST_FILE}.incoming").write_bytes(b"half a list, of a command that was killed")
     first = add(bucket_set, target, images=f"{uri}/photos")
     assert (first.format, first.files) == ("coco", 5)  # three annotation files and the two about the bucket

@@ -14,6 +14,7 @@ from pipeline_tasks.errors import TemporaryError, UnavailableError
 from pipeline_tasks.execution import StepContext, execute
 from pipeline_tasks.params import Parameters
 from pipeline_tasks.process import Stopper
+from pipeline_tasks.remote_state import INTERVAL_VARIABLE, upload_seconds
 from pipeline_tasks.remote_workspace import RemoteWorkspace
 from pipeline_tasks.store import ObjectStore
 from pipeline_tasks.workspace import Workspace
@@ -86,6 +87,15 @@ def test_half_uploaded_state_is_never_used_and_a_newer_one_here_is_kept(uri: str
     b.load_state("teach", "k")
     assert [path.name for path in there.iterdir()] == ["state-1"]
     assert sorted(path.name for path in here.iterdir()) == ["state-1", "state-2"]
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("", 300), ("0.2", 0.2), ("soon", 300), ("0", 300), ("inf", 300)])
+def test_an_interval_that_is_none_is_the_default_and_told(
+    given: str, seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, given)
+    assert upload_seconds() == seconds
+    assert ("no number of seconds above 0; it is 300" in caplog.text) is (given in ("soon", "0", "inf"))
 
 
 @pytest.mark.slow

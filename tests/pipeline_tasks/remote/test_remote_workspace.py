@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,9 @@ from pipeline_tasks.store import ObjectStore
 from pipeline_tasks.tracking.champions import move_champion
 from pipeline_tasks.tracking.client import connect
 from pipeline_tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 
 def fill(workspace: Workspace, content: str, key: str = "k") -> None:
@@ -228,10 +232,7 @@ except StepError as error:
 
 @pytest.mark.slow
 def test_of_two_machines_that_move_a_champion_at_once_the_second_knows_of_the_first(uri: str, tmp_path: Path) -> None:
-    client = connect(Workspace(tmp_path / "registry"))
-    client.create_registered_model("cells")
-    for _ in range(2):
-        client.create_model_version("cells", tmp_path.as_uri())
+    client = two_versions(tmp_path)
     first, second = (start_machine(MOVE, uri, tmp_path / name, 60, name) for name in "12")
     tell(first)
     assert heard(first) == "writing\n"
@@ -248,10 +249,7 @@ def test_of_two_machines_that_move_a_champion_at_once_the_second_knows_of_the_fi
 
 @pytest.mark.slow
 def test_frozen_machine_that_lost_the_right_to_move_a_champion_does_not_move_it(uri: str, tmp_path: Path) -> None:
-    client = connect(Workspace(tmp_path / "registry"))
-    client.create_registered_model("cells")
-    for _ in range(2):
-        client.create_model_version("cells", tmp_path.as_uri())
+    client = two_versions(tmp_path)
     frozen = start_machine(MOVE, uri, tmp_path / "a", 1.5, "1")
     tell(frozen)
     assert heard(frozen) == "writing\n"
@@ -267,6 +265,15 @@ def test_frozen_machine_that_lost_the_right_to_move_a_champion_does_not_move_it(
         frozen.kill()
         frozen.wait()
     assert str(client.get_registered_model("cells").aliases["champion"]) == "2"
+
+
+def two_versions(folder: Path) -> MlflowClient:
+    """A registry with versions 1 and 2 of `cells`, and no champion."""
+    client = connect(Workspace(folder / "registry"))
+    client.create_registered_model("cells")
+    for _ in range(2):
+        client.create_model_version("cells", folder.as_uri())
+    return client
 
 
 def tell(machine: subprocess.Popen[str]) -> None:
