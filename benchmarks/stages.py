@@ -1,13 +1,14 @@
 """What each stage of the pipeline brings: pretraining, pseudo-labels, distillation, alone and together.
 
-    python benchmarks/stages.py run [--only ROW] [--seed N]
+    python benchmarks/stages.py run [--only ROW] [--seed N] [--dataset SET]
     python benchmarks/stages.py table
 
 Every row is a run of the pipeline's own steps (start to distill) with one parameter changed; steps that rows share
 are done once. Finished rows are kept in results/stages.json. Two questions, two halves of the table:
 
 - full: all labels of the training split. Does a teacher help a student that learns the same images for as many
-  epochs, and does it still help when the student alone gets the teacher's training time as well?
+  epochs, and does it still help when the student alone gets the teacher's training time as well? The teacher learned
+  with the same seed as its student.
 - half: every second training image keeps its labels, the others count as unlabelled. What do pretraining,
   pseudo-labels in their two orders, distillation, and all of it bring?
 """
@@ -39,8 +40,9 @@ from pipeline_tasks.digests import of_json
 ROWS = Rows("stages")
 SETS = ("bccd", "aquarium")
 SEEDS = (0, 1, 2)
-EPOCHS = {"bccd": 24, "aquarium": 14}
-TEACHER_EPOCHS = {"bccd": 30, "aquarium": 17}
+IMAGE_SIZE = 224
+EPOCHS = {"bccd": 16, "aquarium": 24}
+TEACHER_EPOCHS = {"bccd": 40, "aquarium": 40}
 PRETRAIN_EPOCHS = 16
 WORKSPACE = photo_sets.CACHE / "stages" / "workspace"
 COMMON: dict[str, Any] = {"batch_size": 8, "learning_rate": 0.003, "weight_decay": 0.001, "ema_decay": 0.998}
@@ -63,24 +65,26 @@ HALF: dict[str, dict[str, Any]] = {
     "all": {"pretraining": True, "pseudo_labels": True},
 }
 SCENARIOS = {"full": FULL, "half": HALF}
+FIRST = ("labels", "labels + teacher")
 
 
 def configurations() -> list[dict[str, Any]]:
-    """Every row, seed by seed, so that each table is whole before its next seed."""
+    """Every row, the most telling first: does a teacher help, over all seeds; then each other row, seed by seed."""
+    rows = [("full", row, seed) for seed in SEEDS for row in FIRST]
+    rows += [(scenario, row, seed) for seed in SEEDS for scenario, names in SCENARIOS.items() for row in names]
     return [
         {"scenario": scenario, "row": row, "dataset": name, "seed": seed}
-        for seed in SEEDS
-        for scenario, rows in SCENARIOS.items()
+        for scenario, row, seed in dict.fromkeys(rows)
         for name in SETS
-        for row in rows
     ]
 
 
-def run(only: str | None, seed: int | None) -> None:
+def run(only: str | None, seed: int | None, dataset: str | None) -> None:
     """Make the missing rows."""
     torch.set_num_threads(1)
     for configuration in ROWS.missing(configurations()):
-        if (only in (None, configuration["row"])) and seed in (None, configuration["seed"]):
+        chosen = {"row": only, "seed": seed, "dataset": dataset}
+        if all(value in (None, configuration[name]) for name, value in chosen.items()):
             print("running", json.dumps(configuration), flush=True)
             figures = run_row(configuration)
             ROWS.add(configuration, figures)
@@ -120,7 +124,7 @@ def _parameters(configuration: dict[str, Any]) -> dict[str, Any]:
     epochs = EPOCHS[name] * (_longer(configuration) if changes.pop("longer", False) else 1)
     labelled, unlabelled = _folders(name, scenario)
     start = {
-        "dataset": str(labelled), "student_variant": "pico", "teacher_variant": "t", "image_size": 320,
+        "dataset": str(labelled), "student_variant": "pico", "teacher_variant": "t", "image_size": IMAGE_SIZE,
         "precision": "bfloat16", "threads": 1, "seed": configuration["seed"], "experiment": "stages",
     }  # fmt: skip
     if pretraining:
@@ -197,14 +201,13 @@ def _run_steps(parameters: dict[str, Any], run_name: str) -> dict[str, float]:
 
 def _remembered(run_name: str, seconds: dict[str, float]) -> dict[str, float]:
     """The longest time each step took under its key: later rows only look at what is finished."""
-    path = WORKSPACE.parent / "seconds.json"
-    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    folder = WORKSPACE.parent / "seconds"
+    folder.mkdir(exist_ok=True)
     steps = json.loads((WORKSPACE / "runs" / run_name / "run.json").read_text())["steps"]
     for name, value in seconds.items():
-        key = steps.get(name) or steps[f"{name}/student"]
-        known[key] = max(known.get(key, 0.0), value)
-        seconds[name] = known[key]
-    path.write_text(json.dumps(known))
+        path = folder / (steps.get(name) or steps[f"{name}/student"])
+        seconds[name] = max(float(path.read_text()) if path.exists() else 0.0, value)
+        path.write_text(str(seconds[name]))
     return seconds
 
 
@@ -275,11 +278,12 @@ def main() -> None:
     running = commands.add_parser("run", help="make the missing rows")
     running.add_argument("--only", help="name of one row")
     running.add_argument("--seed", type=int)
+    running.add_argument("--dataset", choices=SETS, help="one set: two processes may each make the rows of one")
     commands.add_parser("table", help="print the table")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.command == "run":
-        run(arguments.only, arguments.seed)
+        run(arguments.only, arguments.seed, arguments.dataset)
     else:
         print(table())
 
