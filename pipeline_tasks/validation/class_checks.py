@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline_tasks.validation.columns import floats
+from pipeline_tasks.validation.columns import by_parts, floats
 
 LARGEST_COMPARED = 2000  # classes; beyond that the pairs are too many
 RARE_BOXES, RARE_SHARE = 20, 0.1
@@ -98,11 +98,11 @@ def sizes_of_other_classes(boxes: pa.Table, ratio: float) -> tuple[NDArray[np.in
     the other boxes of its class, these are alike in size, and another class's median is less than half as far away
     (in logarithms). Small boxes at the border of a picture are left out, where objects are cut off.
     """
-    sides, usual = _log_sides(boxes), np.full(len(boxes), np.nan)
+    sides, usual = by_parts(_log_sides, boxes), np.full(len(boxes), np.nan)
     categories = boxes["category"].fill_null(-1).to_numpy()
     medians: dict[int, float] = {}
     odd = []
-    at_border = _at_border(boxes)
+    at_border = by_parts(_at_border, boxes)
     for category, rows in _rows_of_each(categories, np.isfinite(sides)):
         median = float(np.median(sides[rows]))
         if len(rows) >= FEWEST_OF_OTHER and np.median(np.abs(sides[rows] - median)) <= LARGEST_SPREAD_OF_OTHER:

@@ -184,6 +184,7 @@ def _suites(judged: JudgedSet, limits: ValidationLimits) -> list[Suite]:
             name=f"{judged.role}_{table.kind}",
             table=table.rows,
             rules=(rules := tuple(r for r in table.rules if r.severity == "error" or table.bad[r.name].any())),
+            bad_rows={rule.name: int(table.bad[rule.name].sum()) for rule in rules},
             allowed_fractions={rule.name: limits.allowed_fraction(rule, table.kind) for rule in rules},
             needs_rows=table.kind != "files",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,9 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.validation.class_checks import likely_misspelt, sizes_of_other_classes
-from pipeline_tasks.validation.columns import chosen_from, clip, codes_of, floats
+from pipeline_tasks.validation.columns import by_parts, chosen_from, clip, codes_of, floats, sparse
 from pipeline_tasks.validation.limits import ValidationLimits
 from pipeline_tasks.validation.twins import conflicting_copies, overlapping_boxes, similar_pictures
+
+Floats = NDArray[np.float64]
 
 AREA_TOLERANCE = 1.05  # masks are counted in pixels, boxes in fractions of them
 _MODES = {
@@ -49,7 +53,7 @@ def odd_images(images: pa.Table, boxes: pa.Table, limits: ValidationLimits) -> p
             "listed_again": _taken(images["source_record"], _earlier_of_same(images["path"])),
             "conflicting_copy": _taken(images["path"], conflicting_copies(images, boxes)),
             "similar_image": _taken(images["path"], similar),
-            "similar_bits": pa.array(bits),
+            "similar_bits": _given(bits, similar >= 0),
         },
     )
 
@@ -85,13 +89,16 @@ def _earlier_of_same(values: pa.ChunkedArray) -> NDArray[np.int64]:
     return found
 
 
-def _taken(values: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.DictionaryArray:
+def _taken(values: pa.Array | pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
     """The values of these rows, null for -1; most are."""
     given = np.flatnonzero(rows >= 0)
-    codes = np.full(len(rows), -1)
-    codes[given] = np.arange(len(given))
-    taken = values.take(pa.array(rows[given])).combine_chunks()
-    return chosen_from(taken if isinstance(taken, pa.Array) else pa.array([], values.type), codes)
+    taken = pa.concat_arrays(pa.chunked_array(values.take(pa.array(rows[given])), values.type).chunks)
+    return sparse(given, taken, len(rows))
+
+
+def _given(values: NDArray[Any], odd: NDArray[np.bool_]) -> pa.ChunkedArray:
+    """The values of odd rows, null elsewhere."""
+    return sparse(np.flatnonzero(odd), pa.array(values[odd]), len(odd))
 
 
 def odd_boxes(raw: RawDataset, boxes: pa.Table, limits: ValidationLimits) -> pa.Table:
@@ -101,20 +108,20 @@ def odd_boxes(raw: RawDataset, boxes: pa.Table, limits: ValidationLimits) -> pa.
     category = boxes["category"].fill_null(-1).to_numpy()
     same = category[partner] == category
     sized_like, usual = sizes_of_other_classes(boxes, limits.class_size_ratio)
-    crowd = boxes["iscrowd"].fill_null(False)
+    crowd = np.flatnonzero(boxes["iscrowd"].fill_null(False).to_numpy())
     return with_columns(
         boxes,
         {
             "class_name": _class_names(boxes, category, names),
-            "tiny_side_px": _tiny(boxes, limits.tiny_box_pixels),
-            "whole_image_share": _whole(boxes, limits.whole_image_fraction),
+            "tiny_side_px": _odd(partial(_tiny, limit=limits.tiny_box_pixels), boxes),
+            "whole_image_share": _odd(partial(_whole, limit=limits.whole_image_fraction), boxes),
             "repeats": _taken(boxes["annotation_id"], np.where(same, partner, -1)),
             "conflicts_with": _taken(boxes["annotation_id"], np.where(same, -1, partner)),
-            "similar_class": chosen_from(names, _misspelt(raw, category)),
-            "sized_like": chosen_from(names, sized_like),
-            "usual_side": pa.array(usual),
-            "crowd_region": pc.if_else(crowd, "crowd", pa.scalar(None, pa.string())),
-            "odd_area": _odd_area(boxes),
+            "similar_class": _taken(names, _misspelt(raw, category)),
+            "sized_like": _taken(names, sized_like),
+            "usual_side": _given(usual, sized_like >= 0),
+            "crowd_region": sparse(crowd, pa.repeat("crowd", len(crowd)), len(boxes)),
+            "odd_area": _odd(_odd_area, boxes),
         },
     )
 
@@ -139,25 +146,32 @@ def _misspelt(raw: RawDataset, category: NDArray[np.int64]) -> NDArray[np.int64]
     return found
 
 
-def _tiny(boxes: pa.Table, limit: float) -> pa.Array:
+def _odd(judge: Callable[[pa.Table], Floats], boxes: pa.Table) -> pa.ChunkedArray:
+    """What `judge` finds, null where that is not a number."""
+    values = by_parts(judge, boxes)
+    return _given(values, ~np.isnan(values))
+
+
+def _tiny(boxes: pa.Table, limit: float) -> Floats:
     """The shorter side of boxes below the limit; those without area have a rule of their own."""
     side = floats(boxes["shortest_side_px"])
     with np.errstate(invalid="ignore"):
-        return pa.array(side, mask=~((side > 0) & (side < limit)))
+        return np.where((side > 0) & (side < limit), side, np.nan)
 
 
-def _whole(boxes: pa.Table, limit: float) -> pa.Array:
-    """The share of the image that a box covers, where it is more than the limit."""
+def _whole(boxes: pa.Table, limit: float) -> Floats:
+    """The share of the image that a box covers, where it is at least the limit."""
     x, y, w, h, width, height = (floats(boxes[name]) for name in (*"xywh", "image_width", "image_height"))
     with np.errstate(all="ignore"):
         inside = clip(x, y, w, h, width, height)
         share = inside[2] * inside[3] / (width * height)
         odd = (share >= limit) & (w > 0) & (h > 0) & ~boxes["iscrowd"].fill_null(False).to_numpy()
-    return pa.array(share, mask=~odd)
+    return np.where(odd, share, np.nan)
 
 
-def _odd_area(boxes: pa.Table) -> pa.Array:
+def _odd_area(boxes: pa.Table) -> Floats:
+    """The recorded area, where it is none or more than the box's."""
     w, h, area = (floats(boxes[name]) for name in ("w", "h", "area"))
     with np.errstate(all="ignore"):
         odd = (w > 0) & (h > 0) & np.isfinite(area) & ((area <= 0) | (area > AREA_TOLERANCE * w * h + 1))
-    return pa.array(area, mask=~odd)
+    return np.where(odd, area, np.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from model.data.tables import BOXES_SCHEMA, IMAGES_SCHEMA, DatasetMetadata
 from pipeline_tasks.data.coco import licence_counts
 from pipeline_tasks.data.raw import RawDataset
-from pipeline_tasks.validation.columns import clip, floats, split_counts
+from pipeline_tasks.validation.columns import ROWS_PER_PART, clip, floats, parts, split_counts
 from pipeline_tasks.validation.judgement import JudgedSet
 
 _USED_COLUMNS = [
@@ -54,15 +55,28 @@ def _boxes(judged: JudgedSet) -> tuple[pa.Table, int]:
     kept = judged.boxes.good & judged.images.good[owners]
     table = judged.boxes.rows.select(_USED_COLUMNS)
     table = table if kept.all() else table.filter(pa.array(kept))
-    x, y, w, h = clip(*(floats(table[name]) for name in (*"xywh", "image_width", "image_height")))
-    columns = {name: table[name] for name in ("image_id", "category", "annotation_id", "source_record")}
-    columns |= {name: pa.array(values) for name, values in zip("xywh", (x, y, w, h), strict=True)}
-    columns["area"] = pc.coalesce(table["area"], pa.array(w * h))
-    columns["iscrowd"] = table["iscrowd"]
-    columns["score"] = pa.array(np.ones(len(table), np.float32))
-    columns["source"] = pa.repeat(pa.scalar("label"), len(table))
-    boxes = pa.table({name: columns[name] for name in BOXES_SCHEMA.names}).cast(BOXES_SCHEMA)
+    rows = min(len(table), ROWS_PER_PART)
+    same = {"score": pa.repeat(pa.scalar(1.0, pa.float32()), rows), "source": pa.repeat("label", rows)}
+    boxes = pa.concat_tables(_clipped(part, same) for part in parts(table))
     return boxes, int(pc.sum(pc.greater(table["overhang_px"], 0)).as_py() or 0)
+
+
+def _clipped(table: pa.Table, same: Mapping[str, pa.Array]) -> pa.Table:
+    """These rows in their published form; columns in which nothing changes are shared, they take gigabytes.
+
+    `same`: columns that have one value, for at least as many rows.
+    """
+    before = [floats(table[name]) for name in (*"xywh", "image_width", "image_height")]
+    after = clip(*before)
+    columns = {name: table[name] for name in ("image_id", "category", "annotation_id", "source_record", *"xywh")}
+    for name, old, new in zip("xywh", before, after, strict=False):
+        if (old != new).any():
+            columns[name] = pa.array(new)
+    area = table["area"]
+    columns["area"] = pc.coalesce(area, pa.array(after[2] * after[3])) if area.null_count else area
+    columns["iscrowd"] = table["iscrowd"]
+    columns |= {name: values.slice(0, len(table)) for name, values in same.items()}
+    return pa.table({name: columns[name] for name in BOXES_SCHEMA.names}).cast(BOXES_SCHEMA)
 
 
 def _metadata(raw: RawDataset, images: pa.Table) -> DatasetMetadata:

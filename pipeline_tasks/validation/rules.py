@@ -147,12 +147,18 @@ def bad_rows(rule: Rule, table: pa.Table) -> NDArray[np.bool_]:
         bad = pc.greater(column, rule.bound)
     else:
         bad = pc.less_equal(column, rule.bound)
+    if not pc.any(bad).as_py():
+        return np.broadcast_to(np.False_, len(table))  # a byte, however many rows
     mask: NDArray[np.bool_] = pc.fill_null(bad, False).to_numpy().astype(np.bool_)
     return mask
 
 
 def _repeated(column: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Rows whose value, not null, occurs more than once."""
+    if pa.types.is_integer(column.type) and not column.null_count:
+        values = np.sort(column.to_numpy())
+        if not (values[1:] == values[:-1]).any():
+            return np.broadcast_to(np.False_, len(column))
     codes = pc.dictionary_encode(column).combine_chunks().indices
     values = codes.fill_null(-1).to_numpy(zero_copy_only=False)
     counts = np.bincount(values[values >= 0], minlength=1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline_tasks.data.raw import RawDataset
-from pipeline_tasks.validation.columns import chosen_from, clip, floats
+from pipeline_tasks.validation.columns import chosen_from, clip, floats, parts
 from pipeline_tasks.validation.hints import missing_hints
+
+Floats = NDArray[np.float64]
 
 _SPLIT_RANK = {"train": 1, "val": 2, "test": 3}
 """A picture in several splits stays in the highest: what measures stays whole, training loses a copy."""
@@ -41,35 +45,46 @@ def derive_images(raw: RawDataset, files: pa.Table, target_test: pa.Table | None
 
 def derive_boxes(raw: RawDataset, images: pa.Table, tolerance_pixels: float) -> pa.Table:
     """The raw box rows with the columns that the rules judge; `images` are the derived image rows."""
-    table = raw.boxes
-    owners = table["image_id"].combine_chunks()  # image ids are row numbers
-    sides = {name: floats(images[name], owners) for name in ("width", "height")}
-    x, y, w, h = (floats(table[name]) for name in "xywh")
+    sizes = {name: floats(images[name]) for name in ("width", "height")}
+    paths = images["path"].combine_chunks()
+    derived = pa.concat_tables(_derive_part(part, sizes, paths, tolerance_pixels) for part in parts(raw.boxes))
+    return derived.append_column("record_key", _record_key(raw.boxes, "annotation_id"))
+
+
+def _derive_part(boxes: pa.Table, sizes: Mapping[str, Floats], paths: pa.Array, tolerance_pixels: float) -> pa.Table:
+    """What `derive_boxes` finds row by row; `sizes` and `paths` are those of the images, whose ids are row numbers."""
+    owners = boxes["image_id"].fill_null(-1).to_numpy()
+    width, height = (np.append(sizes[name], np.nan)[owners] for name in ("width", "height"))
+    x, y, w, h = (floats(boxes[name]) for name in "xywh")
     with np.errstate(all="ignore"):  # not-a-number and infinity are judged by box_numbers_finite
-        overhang = np.maximum(np.maximum(-x, -y), np.maximum(x + w - sides["width"], y + h - sides["height"]))
+        overhang = np.maximum(np.maximum(-x, -y), np.maximum(x + w - width, y + h - height))
         overhang = np.maximum(overhang, 0.0)
-        clipped = clip(x, y, w, h, sides["width"], sides["height"])
+        clipped = clip(x, y, w, h, width, height)
         shortest = np.minimum(w, h)
         inside = np.fmin(shortest, np.minimum(*clipped[2:]))
         shortest = np.where(overhang <= tolerance_pixels, inside, shortest)
-    area = floats(table["area"])
     finite = np.isfinite(x) & np.isfinite(y) & np.isfinite(w) & np.isfinite(h)
-    finite &= np.isfinite(area) | table["area"].is_null().to_numpy()
-    complete = table["x"].is_valid()
+    finite &= np.isfinite(floats(boxes["area"])) | boxes["area"].is_null().to_numpy()
+    complete = boxes["x"].is_valid()
     columns: dict[str, Any] = {
-        "record_key": _record_key(table, "annotation_id"),
-        "image_known": _where(table["image_reference"].is_valid(), table["image_id"].is_valid()),
-        "category_known": _where(table["category_reference"].is_valid(), table["category"].is_valid()),
+        "image_known": _where(boxes["image_reference"].is_valid(), boxes["image_id"].is_valid()),
+        "category_known": _where(boxes["category_reference"].is_valid(), boxes["category"].is_valid()),
         "finite": _where(complete, finite),
         "shortest_side_px": pa.array(shortest, mask=~(finite & np.isfinite(shortest))),
         "overhang_px": pa.array(overhang, mask=~(finite & np.isfinite(overhang))),
-        "image_width": images["width"].take(owners),
-        "image_height": images["height"].take(owners),
-        "image_path": chosen_from(images["path"].combine_chunks(), owners.fill_null(-1).to_numpy()),
+        "image_width": _whole_numbers(width),
+        "image_height": _whole_numbers(height),
+        "image_path": chosen_from(paths, owners),
     }
     for name, values in columns.items():
-        table = table.append_column(name, values)
-    return table
+        boxes = boxes.append_column(name, values)
+    return boxes
+
+
+def _whole_numbers(values: Floats) -> pa.Array:
+    """Not a number becomes null."""
+    unknown = np.isnan(values)
+    return pa.array(np.where(unknown, 0, values).astype(np.int32), mask=unknown)
 
 
 def _record_key(table: pa.Table, identifier: str) -> pa.ChunkedArray | pa.Array:

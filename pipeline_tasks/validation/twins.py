@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline_tasks.validation.columns import floats
+from pipeline_tasks.validation.columns import ROWS_PER_PART, floats
 
 COMPARED_AT_ONCE = 4_000_000  # pairs of hashes; bounds the memory to 32 MB
 Rows = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def overlapping_boxes(boxes: pa.Table, minimum_iou: float) -> Rows:
@@ -29,25 +31,44 @@ def overlapping_boxes(boxes: pa.Table, minimum_iou: float) -> Rows:
     rows = np.flatnonzero(usable)
     rows = rows[np.lexsort((x[rows], image[rows]))]
     partner = np.full(len(boxes), -1, np.int64)
-    active, step = np.arange(len(rows) - 1), 1
-    while len(active):
-        active = active[active + step < len(rows)]
-        one, other = rows[active], rows[active + step]
-        near = (image[one] == image[other]) & (x[other] - x[one] <= (1 - minimum_iou) / minimum_iou * w[one])
-        active, one, other = active[near], one[near], other[near]
-        hits = _iou(x, y, w, h, one, other) >= minimum_iou
-        partner[np.maximum(one, other)[hits]] = np.minimum(one, other)[hits]
-        step += 1
+    for part in _whole_images(rows, image[rows]):
+        one, other = _overlapping(image[part], x[part], y[part], w[part], h[part], minimum_iou)
+        one, other = part[one], part[other]
+        partner[np.maximum(one, other)] = np.minimum(one, other)
     return partner
 
 
-def _iou(
-    x: NDArray[np.float64], y: NDArray[np.float64], w: NDArray[np.float64], h: NDArray[np.float64], a: Rows, b: Rows
-) -> NDArray[np.float64]:
+def _whole_images(rows: Rows, image: Rows) -> Iterator[Rows]:
+    """The rows, of rising images, some at a time and never only some of an image."""
+    first = 0
+    while first < len(rows):
+        last = image[min(first + ROWS_PER_PART, len(rows)) - 1]
+        end = int(np.searchsorted(image, last, "right"))
+        yield rows[first:end]
+        first = end
+
+
+def _overlapping(image: Rows, x: Floats, y: Floats, w: Floats, h: Floats, minimum_iou: float) -> tuple[Rows, Rows]:
+    """Pairs of boxes, which are sorted by image and left edge, that overlap so much; those further apart come last."""
+    found = []
+    active, step = np.arange(len(x) - 1), 1
+    while len(active):
+        active = active[active + step < len(x)]
+        other = active + step
+        near = (image[active] == image[other]) & (x[other] - x[active] <= (1 - minimum_iou) / minimum_iou * w[active])
+        active, other = active[near], other[near]
+        hits = _iou(x, y, w, h, active, other) >= minimum_iou
+        found.append((active[hits], other[hits]))
+        step += 1
+    one, other = (np.concatenate([pair[side] for pair in found] or [np.empty(0, np.int64)]) for side in (0, 1))
+    return one, other
+
+
+def _iou(x: Floats, y: Floats, w: Floats, h: Floats, a: Rows, b: Rows) -> Floats:
     wide = np.minimum(x[a] + w[a], x[b] + w[b]) - np.maximum(x[a], x[b])
     high = np.minimum(y[a] + h[a], y[b] + h[b]) - np.maximum(y[a], y[b])
     common = np.maximum(wide, 0) * np.maximum(high, 0)
-    found: NDArray[np.float64] = common / (w[a] * h[a] + w[b] * h[b] - common)
+    found: Floats = common / (w[a] * h[a] + w[b] * h[b] - common)
     return found
 
 
