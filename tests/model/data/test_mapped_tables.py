@@ -113,3 +113,20 @@ def test_a_damaged_table_beside_mapped_columns_is_named(folders: tuple[Path, Pat
     (folders[1] / name).unlink()
     with pytest.raises(ValueError, match=f"large/{name} does not exist"):
         read_dataset(folders[1])
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 100])
+def test_parts_are_the_rows_in_the_wanted_order(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_tables, "ROWS_PER_BATCH", 6)
+    numbers = pa.chunked_array([np.arange(0, 15), np.arange(15, 40)])
+    texts = pa.chunked_array(
+        [[f"text {i}" if i % 3 else None for i in range(first, first + 10)] for first in range(0, 40, 10)]
+    )
+    table = pa.table({"number": numbers, "text": texts})
+    order = np.random.default_rng(0).permutation(40)
+    found = list(mapped_tables.parts(table, order, rows))
+    assert [len(part) for part in found[:-1]] == [rows] * (len(found) - 1)
+    assert pa.concat_tables(found).to_pydict() == table.take(pa.array(order)).to_pydict()
+    assert pa.concat_tables(mapped_tables.parts(table, None, rows)).to_pydict() == table.to_pydict()
+    for empty in (order[:0], None):
+        assert [len(part) for part in mapped_tables.parts(table.slice(0, 0), empty, rows)] == [0]
