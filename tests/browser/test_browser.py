@@ -161,6 +161,53 @@ def test_mlflows_saved_view_tells_data_gate_and_champion_of_each_run(
     page.screenshot(path=screenshots / "11-mlflow-view.png")
 
 
+def test_a_rejected_runs_page_begins_with_the_verdict_and_shows_the_pictures(
+    page: Page, stack: Stack, further_runs: None, screenshots: Path
+) -> None:
+    page.goto(stack.mlflow_url + RUNS_PAGE)
+    page.reload()  # the address differs from the last one after # only
+    page.get_by_role("link", name=STRICT, exact=True).click()
+    expect(page.get_by_text(re.compile("^The gate rejected: INT8 mAP50-95: "))).to_be_visible()
+    page.get_by_text("Show more").first.click()
+    missed = page.get_by_role("row").filter(has_text="INT8 mAP50-95").first
+    expect(missed.get_by_role("cell").first).to_have_text(re.compile("^no"))
+    for name in ("precision_recall", "confusion_matrix", "predictions"):
+        picture = page.locator(f'img[src*="{name}.png"]')
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("image => image.naturalWidth") > 100
+    page.screenshot(path=screenshots / "12-mlflow-rejected.png")
+
+
+def test_mlflow_compares_the_parameters_of_two_runs(
+    page: Page, stack: Stack, further_runs: None, screenshots: Path
+) -> None:
+    page.goto(stack.mlflow_url + RUNS_PAGE)
+    page.reload()
+    for run in (LONGER, STRICT):
+        row = page.get_by_role("row").filter(has_text=run)
+        row.get_by_label("Press Space to toggle row selection").first.click(force=True)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_text("Comparing 2 Runs from 1 Experiment")).to_be_visible()
+    page.get_by_text("Show diff only").first.click()
+    epochs = page.get_by_role("row").filter(has_text="distill.epochs")
+    expect(epochs).to_have_text(re.compile(r"distill\.epochs\s*(2\s*1|1\s*2)\s*$"))
+    expect(page.get_by_role("row").filter(has_text="teach.epochs")).to_have_count(0)  # equal in both
+    epochs.scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "13-mlflow-compare.png")
+
+
+def test_mlflow_draws_the_curves_of_several_runs_in_one_chart(
+    page: Page, stack: Stack, further_runs: None, screenshots: Path
+) -> None:
+    page.goto(f"{stack.mlflow_url}{RUNS_PAGE}&compareRunsMode=CHART")
+    page.reload()
+    page.get_by_placeholder("Search metric charts").fill("curves/distill/loss")
+    names = "[...new Set(document.querySelector('.js-plotly-plot').data.map(line => line.name))]"
+    page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length == 1 && {names}.length == 3")
+    assert {LONGER, STRICT} < set(page.evaluate(names))
+    page.screenshot(path=screenshots / "14-mlflow-curves.png")
+
+
 def champion_is(page: Page, stack: Stack, version: int) -> None:
     """MLflow's page of the model shows the alias beside that version."""
     page.goto(f"{stack.mlflow_url}/#/models/{MODEL}")
