@@ -21,6 +21,7 @@ from benchmarks import (
     data_at_size,
     engine_speed,
     inference_cost,
+    orchestration,
     quantization_accuracy,
     repvgg_table,
     runtime_agreement,
@@ -109,6 +110,14 @@ SECTIONS = (
         "Validation without decoding and publication of the tables, opening them, 8 processes that go through all "
         "boxes at once, the check of pictures at 640 pixels with one thread, and the search for near duplicates.",
         data_at_size.table,
+    ),
+    Section(
+        "What Airflow costs",
+        "orchestration",
+        "Between two steps: from the end of the one process to the moment at which the next one's has loaded what the "
+        "command loads before it looks at its step; a real standalone with the LocalExecutor, steps without work. "
+        "Load: processes that want one of the two cores.",
+        orchestration.table,
     ),
     Section(
         "Steps killed at random",
