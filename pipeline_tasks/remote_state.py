@@ -140,9 +140,12 @@ class StateUploads:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state uploads", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> None:
         """Begin to wait for the first one."""
         self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Return when no upload runs and none will."""

@@ -193,15 +193,14 @@ class RemoteWorkspace(Workspace):
         with super().lease(step, key, wait_seconds):
             name = _name(step, key) + ".lock"
             lease = RemoteLease(self._store, name, self.root / name, self._lease_seconds)
+            uploads = StateUploads(lambda: self._upload_state(step, key, copy=True), upload_seconds())
             lease.acquire(wait_seconds)
-            self._leases[step, key] = lease
-            self._uploads[step, key] = StateUploads(lambda: self._upload_state(step, key, copy=True), upload_seconds())
-            self._uploads[step, key].start()
+            self._leases[step, key], self._uploads[step, key] = lease, uploads
             try:
-                yield
+                with uploads:
+                    yield
             finally:
-                self._uploads.pop((step, key)).stop()
-                del self._leases[step, key]
+                del self._leases[step, key], self._uploads[step, key]
                 lease.release()
 
     @contextmanager
