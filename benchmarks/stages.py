@@ -1,6 +1,6 @@
 """What each stage of the pipeline brings: pretraining, pseudo-labels, distillation, alone and together.
 
-    python benchmarks/stages.py run [--only ROW] [--seed N] [--dataset SET]
+    python benchmarks/stages.py run [--scenario full|half] [--only ROW] [--seed N] [--dataset SET]
     python benchmarks/stages.py table
 
 Every row is a run of the pipeline's own steps (start to distill) with one parameter changed; steps that rows share
@@ -79,11 +79,10 @@ def configurations() -> list[dict[str, Any]]:
     ]
 
 
-def run(only: str | None, seed: int | None, dataset: str | None) -> None:
-    """Make the missing rows."""
+def run(chosen: dict[str, Any]) -> None:
+    """Make the missing rows; `chosen`: of a configuration what must be so, None where anything may."""
     torch.set_num_threads(1)
     for configuration in ROWS.missing(configurations()):
-        chosen = {"row": only, "seed": seed, "dataset": dataset}
         if all(value in (None, configuration[name]) for name, value in chosen.items()):
             print("running", json.dumps(configuration), flush=True)
             figures = run_row(configuration)
@@ -276,14 +275,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="make the missing rows")
-    running.add_argument("--only", help="name of one row")
+    running.add_argument("--scenario", choices=SCENARIOS, help="one half of the table")
+    running.add_argument("--only", dest="row", help="name of one row")
     running.add_argument("--seed", type=int)
     running.add_argument("--dataset", choices=SETS, help="one set: two processes may each make the rows of one")
     commands.add_parser("table", help="print the table")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.command == "run":
-        run(arguments.only, arguments.seed, arguments.dataset)
+        run({name: getattr(arguments, name) for name in ("scenario", "row", "seed", "dataset")})
     else:
         print(table())
 
