@@ -35,10 +35,12 @@ PARAMETERS = """
 start: {{dataset: "{dataset}", student_variant: pico, teacher_variant: pico, image_size: 96, model_name: {model},
   threads: 1, estimate_steps: 0}}
 pretrain: {{epochs: 1}}
-teach: &training
+pseudo_label: {{shards: 1}}
+distill: &training
   {{epochs: 6, batch_size: 8, learning_rate: 0.004, warmup_steps: 10, ema_decay: 0.95, evaluate_every_epochs: 3}}
-distill: *training
+teach: {{<<: *training, epochs: 2}}
 quantize: {{calibration_images: 32, sensitivity_images: 8, qat: never, selection_evaluations: 0}}
+export: {{comparison_images: 4}}
 gate: {{minimum_map: 0.0, maximum_map_drop: 100.0, champion_margin: 0.5, latency_repeats: 20, latency_threads: 1,
   latency_warmup_seconds: 0.1, maximum_spread: 1000.0, maximum_box_error_pixels: null}}
 """
