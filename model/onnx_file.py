@@ -17,15 +17,18 @@ METADATA_SCHEMA_VERSION = 1
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """The graph in a file; ValueError names a file that is missing or not ONNX."""
+    """The graph in a file; ValueError names a file that is missing, not ONNX or without a graph."""
     import onnx
 
     try:
-        return onnx.load(path)
+        proto = onnx.load(path)
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {path}; `nasline export` writes it") from error
     except Exception as error:  # protobuf's own error types are not part of onnx's interface
         raise ValueError(f"{path} is not a readable ONNX file: {error}") from error
+    if not proto.graph.node:  # an empty file is a valid message without content
+        raise ValueError(f"{path} ({path.stat().st_size} bytes) holds no graph; export or copy it again")
+    return proto
 
 
 def write_onnx(proto: onnx.ModelProto, path: Path) -> None:

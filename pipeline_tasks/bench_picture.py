@@ -18,11 +18,17 @@ TICKS_MS = tuple(step * 10.0**power for power in range(-2, 4) for step in (1, 2,
 
 @dataclass(frozen=True)
 class Point:
-    """An engine in the picture; map50_95 from 0 to 1, None where it is not known."""
+    """An engine in the picture; map50_95 from 0 to 1, None where it is not known; batch: images of one call."""
 
     name: str
     latency_ms: float
     map50_95: float | None
+    batch: int = 1
+
+
+def frontiers(points: Sequence[Point]) -> list[list[Point]]:
+    """The frontier of each batch, the smallest first: times of calls on more and on fewer images do not compare."""
+    return [frontier([point for point in points if point.batch == batch]) for batch in _batches(points)]
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -50,7 +56,8 @@ def draw_bench(
     _draw_measured(axes, points)
     _set_scale(axes, [point.latency_ms for point in points] + [row.latency_ms for row in published])
     apart = f"\nhollow: published for the {DEVICE} and COCO, not measured here" if published else ""
-    axes.set_title(f"Latency and accuracy, batch 1, measured on {device}{apart}", fontsize=11)
+    batches = " and ".join(map(str, _batches(points)))
+    axes.set_title(f"Latency of one call and accuracy, batch {batches}, measured on {device}{apart}", fontsize=11)
     axes.set(xlabel=f"{latency} [ms], logarithmic", ylabel="mAP50-95 [points]")
     axes.margins(y=0.1)
     axes.grid(alpha=0.3)
@@ -61,12 +68,14 @@ def draw_bench(
 
 def _draw_measured(axes: Axes, points: Sequence[Point]) -> None:
     """Numbered, with the names in the legend; an engine whose accuracy nobody told is a line at its latency."""
-    line = frontier(points)
-    if len(line) > 1:
+    several = len(_batches(points)) > 1
+    for line in (line for line in frontiers(points) if len(line) > 1):
+        label = f"frontier of the measured{f', batch {line[0].batch}' if several else ''}"
         times, values = [point.latency_ms for point in line], [_points(point.map50_95) for point in line]
-        axes.step(times, values, where="post", color="tab:blue", linewidth=1.5, label="frontier of the measured")
+        axes.step(times, values, where="post", color="tab:blue", linewidth=1.5, label=label)
     for number, point in enumerate(points, start=1):
-        told = f"{number}: {point.name}, {point.latency_ms:.2f} ms"
+        batch = f", batch {point.batch}" if point.batch > 1 else ""
+        told = f"{number}: {point.name}{batch}, {point.latency_ms:.2f} ms"
         if point.map50_95 is None:
             axes.axvline(point.latency_ms, color="tab:blue", linestyle=":", label=f"{told}, accuracy unknown")
             axes.text(
@@ -113,6 +122,10 @@ def _set_scale(axes: Axes, times: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(TICKS_MS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda milliseconds, _: f"{milliseconds:g}"))
+
+
+def _batches(points: Sequence[Point]) -> list[int]:
+    return sorted({point.batch for point in points})
 
 
 def _points(map50_95: float | None) -> float:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import seen_images
+from pipeline_tasks.errors import DataError
 from pipeline_tasks.seen_images import CANDIDATE, LINEAGE_FILE, Exclusion, HeldOutImages, SeenImages
-from pipeline_tasks.tracking.registry import ITSELF
+from pipeline_tasks.tracking.registry import ITSELF, bundle_digest
 from pipeline_tasks.verdict import Rule
 from pipeline_tasks.workspace import write_json
 
@@ -56,6 +57,8 @@ class Comparison:
     """AP50-95 of each class that the champion lacks, None without boxes in the candidate's clean test images."""
     share_of_resamples_worse: float | None
     interval_points: tuple[float, float] | None
+    images_unknown_of: tuple[str, ...] = ()
+    """Checkpoints from outside that one of the two descends from: nobody knows which test images these have seen."""
 
     @property
     def difference_points(self) -> float | None:
@@ -77,7 +80,8 @@ class Comparison:
         near = sum(exclusion.bits is not None for exclusion in self.excluded)
         excluded = f"{len(self.excluded)} excluded, {near} of them near-duplicates"
         unhashed = "" if self.hashed else "; not all hashes are known, so copies were looked for by content only"
-        return f"{self.images} clean test images, {excluded}, {self.champion}{unhashed}"
+        unknown = f"; images seen by {', '.join(self.images_unknown_of)} are unknown" if self.images_unknown_of else ""
+        return f"{self.images} clean test images, {excluded}, {self.champion}{unhashed}{unknown}"
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,22 @@ def compare(
         bench.compare(name, context.champion),
         bench.compare(f"{_version(best)}, the best ancestor of {name}", best) if best.is_dir() else None,
     )
+
+
+def require_unchanged(context: StepContext) -> None:
+    """Compare the fetched champion's engine with the digest that the run pinned: a damaged one is easily beaten.
+
+    Raises:
+        DataError: it was changed since it was fetched.
+    """
+    if context.champion is None:
+        return
+    engine, pinned = context.champion / "engine", context.run["champion"]["digest"]
+    if bundle_digest(engine) != pinned:
+        raise DataError(
+            f"{engine} is not the engine of {_name(context)} (its digest is not {pinned[:12]}): remove the folder "
+            f"{context.champion}; it is fetched anew"
+        )
 
 
 def rules(compared: Comparisons | None, given: GateParameters) -> list[Rule]:
@@ -217,6 +237,7 @@ class _Bench:
             shared_classes=shared,
             removed_classes=tuple(sorted(set(class_names) - set(self.test_set.class_names))),
             added_classes=self._added_classes(class_names),
+            images_unknown_of=tuple(f"{one} of {who}" for who, known in seen.items() for one in known.unknown),
             **{**dict.fromkeys(MEASURED), **measured},
         )
 

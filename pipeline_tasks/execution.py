@@ -24,6 +24,9 @@ from pipeline_tasks.workspace import Published, Workspace, lease_wait_seconds
 
 log = logging.getLogger(__name__)
 
+JUDGES = ("gate", "register")
+"""Steps whose own output is compared with its digests when it is reused: their exit code is read from it."""
+
 
 @dataclass(frozen=True)
 class StepContext:
@@ -108,10 +111,10 @@ def execute(
     tracker = Tracker(workspace, run, reference(step, part))
     tracker.record.parameters = step_key.content["parameters"]
     with workspace.lease(step, key, lease_wait_seconds()):
-        published = workspace.published(step, key)
+        published = (workspace.verified if step in JUDGES else workspace.published)(step, key)
         reused = published is not None
         if published is None:
-            _fetch_inputs(workspace, keys, step_definition)
+            _fetch_inputs(keys, step_definition, workspace.verified)
             if step_definition.sharded and not shard:
                 _fetch_shards(workspace, step, key, Parameters.model_validate(frozen["parameters"]))
             team.tell(None)
@@ -145,7 +148,8 @@ def assist(workspace: Workspace, run: str, step: str, body: StepBody, stopper: p
     frozen = workspace.read_run(run)
     keys = RunKeys(workspace, frozen)
     step_key = keys.of(step, part)
-    _fetch_inputs(workspace, keys, definition(step))
+    # the first process of the team compares the files with their digests, once for all
+    _fetch_inputs(keys, definition(step), lambda name, key, _: workspace.published(name, key))
     with tempfile.TemporaryDirectory(prefix="nasline-") as scratch, suppress(Helped):
         output, state = Path(scratch, "output"), Path(scratch, "state")
         output.mkdir()
@@ -267,18 +271,21 @@ def _state_folder(workspace: Workspace, step: str, key: str) -> Path:
     return state
 
 
-def _fetch_inputs(workspace: Workspace, keys: RunKeys, step: StepDefinition) -> None:
-    """Have in this machine's folder what the step reads; its key needed no more than the manifests."""
+def _fetch_inputs(keys: RunKeys, step: StepDefinition, fetch: Callable[[str, str, str], object]) -> None:
+    """Have in this machine's folder what the step reads; its key needed no more than the manifests.
+
+    fetch: called with step, key and subfolder of each input.
+    """
     for entry in step.inputs:
         if not keys.from_champion(entry):
-            workspace.published(entry.step, keys.of(entry.step, entry.part).key)
+            fetch(entry.step, keys.of(entry.step, entry.part).key, entry.folder)
 
 
 def _fetch_shards(workspace: Workspace, step: str, key: str, parameters: Parameters) -> None:
     """Have the shards that other machines published in this machine's folder, where the merge looks for them."""
     count = parameters.pseudo_label.shards
     for index in range(count):
-        workspace.published(step, f"{key}.shards/{index}-of-{count}")
+        workspace.verified(step, f"{key}.shards/{index}-of-{count}")
 
 
 def _manifest(

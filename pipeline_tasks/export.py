@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline_tasks.engine_agreement import require_agreement
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.training_task import open_images, prepare_torch
@@ -59,6 +60,7 @@ def export(context: StepContext) -> dict[str, Any]:
     report = check_structure(folder / INT8_FILE, _quantized_names(quantized_layers(quantized)))
     images = _comparison_images(context, metadata)
     agreement = _compare(context, folder, networks, images)
+    agreement.update(require_agreement(context, folder / INT8_FILE, quantized, metadata, images))
     if context.parameters.export.half:
         agreement.update(_write_half(context.parameters.export, folder, images))
     if context.parameters.export.nms != "outside":

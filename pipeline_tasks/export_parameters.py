@@ -14,6 +14,13 @@ class ExportParameters(Section):
     maximum_box_error_pixels: float = parameter(
         0.3, "Mean box difference to the torch network allowed on confident anchors", unit="pixels", gt=0
     )
+    map_images: int = parameter(
+        100, "Validation images on which the mAP of both is compared, the engine run by OpenVINO; 0: none",
+        unit="images", ge=0,
+    )  # fmt: skip
+    maximum_map_difference: float = parameter(
+        0.5, "mAP50-95 by which the engine may differ there, beyond chance", unit="points", ge=0, le=100
+    )
     batch: int | None = parameter(
         None, "Batch size that the files are fixed to; empty: they take any", unit="images", ge=1, le=1024
     )

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import champion, gate_latency, seen_images, verdict
 from pipeline_tasks.engine_table import EngineRow, around_line, engine_table
-from pipeline_tasks.errors import ConfigurationError
+from pipeline_tasks.errors import ConfigurationError, DataError
 from pipeline_tasks.execution import StepContext
-from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
+from pipeline_tasks.export import ENGINE_FILE, FLOAT_FILE, INT8_FILE
 from pipeline_tasks.gate_rules import Findings, engine_licences, judge
 from pipeline_tasks.gate_target import require_target
 from pipeline_tasks.seen_images import CANDIDATE
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPARED_IMAGES = 16
+QUANTIZING_OPERATORS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"})
+"""Those of other exporters too. Weights may be stored in INT8: the arithmetic is that of their float values."""
 
 
 def gate(context: StepContext) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def gate(context: StepContext) -> dict[str, Any]:
     A rejection is a result: it is published, and the command's exit code 99 tells it.
 
     Raises:
+        DataError: the float engine is quantized, or the champion's engine is not the one that the run pinned.
         ConfigurationError: this machine is not the target, or lacks what the target needs.
         TemporaryError: the latency scatters too much to be judged.
     """
@@ -50,6 +53,8 @@ def gate(context: StepContext) -> dict[str, Any]:
 
     given, engine_folder = context.parameters.gate, context.inputs["engine"]
     require_target(given.target)
+    require_float(engine_folder / FLOAT_FILE)
+    champion.require_unchanged(context)
     preprocessing = read_preprocessing(engine_folder)
     test_set = read_dataset(context.inputs["target"]).split("test")
     held_out, seen = seen_images.read_held_out(context.inputs["target"]), seen_images.seen_by_run(context)
@@ -60,6 +65,7 @@ def gate(context: StepContext) -> dict[str, Any]:
         latency=gate_latency.measure(context, engines, preprocessing, test_set),
         agreement=_agreement(context, engines["int8"], test_set, preprocessing),
         precision=engines["int8"].precision,
+        float_instead=float_instead(engines["int8"], engine_folder),
         megabytes=(engine_folder / INT8_FILE).stat().st_size / 1e6,
         licences=engine_licences(engine_folder),
         compared=champion.compare(context, detected["int8"], test_set, held_out, seen),
@@ -71,6 +77,25 @@ def gate(context: StepContext) -> dict[str, Any]:
     _draw(context, found.metrics["int8"], detected["int8"], test_set)
     _tell(judged, found)
     return _summary(judged, found)
+
+
+def require_float(onnx_file: Path) -> None:
+    """Make sure that the engine INT8 is compared with is none itself: it would lose nothing and gain nothing.
+
+    Raises:
+        DataError: the file quantizes a tensor, or cannot be read.
+    """
+    from model.onnx_file import load_onnx
+
+    try:
+        operators = {node.op_type for node in load_onnx(onnx_file).graph.node}
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if found := sorted(operators & QUANTIZING_OPERATORS):
+        raise DataError(
+            f"{onnx_file} must be the float engine, but it is quantized ({', '.join(found)}): remove the folder "
+            f"{onnx_file.parent.parent} and run the step export again"
+        )
 
 
 def read_preprocessing(engine_folder: Path) -> Preprocessing:
@@ -100,6 +125,15 @@ def build_engine(onnx_file: Path, folder: Path, given: GateParameters) -> Engine
     if given.engine_runtime == "tensorrt":
         onnx_file = _build_tensorrt(onnx_file, folder, given.target)
     return load_engine(onnx_file, runtime=given.engine_runtime, threads=given.latency_threads)
+
+
+def float_instead(engine: Engine, engine_folder: Path) -> tuple[str, ...]:
+    """Layers that are INT8 by engine.json and that an OpenVINO engine runs in float; TensorRT's build refuses such."""
+    from model.engines.openvino_engine import OpenVINOEngine
+
+    described = json.loads((engine_folder / ENGINE_FILE).read_text(encoding="utf-8")).get("precision", {})
+    meant = {name for name, layer in described.items() if layer["precision"] == "int8"}
+    return tuple(sorted(meant - set(engine.execution().int8))) if isinstance(engine, OpenVINOEngine) else ()
 
 
 def _build_tensorrt(onnx_file: Path, folder: Path, target: str) -> Path:

@@ -56,7 +56,7 @@ def speedup(slow: Mapping[str, Any], fast: Mapping[str, Any]) -> float:
 def measure(
     context: StepContext, engines: dict[str, Engine], preprocessing: Preprocessing, test_set: ImageSet
 ) -> GateLatency:
-    """Batch one, engines interleaved; a measurement that scatters too much is repeated, then refused.
+    """Engines interleaved, batch one or the one they are fixed to; what scatters too much is repeated, then refused.
 
     Raises:
         TemporaryError: it scatters too much in every attempt, and a latency rule would have to judge by it.
@@ -66,7 +66,7 @@ def measure(
     from model.engines.latency import measure_latency
 
     given, size = context.parameters.gate, preprocessing.input_size
-    records = measure_latency(
+    records = measure_latency(  # of an engine with a fixed batch: with that many images
         engines,
         np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8),
         warmup_seconds=given.latency_warmup_seconds,

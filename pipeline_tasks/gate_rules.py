@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline_tasks.gate_parameters import GateParameters
     from pipeline_tasks.seen_images import Exclusion
 
+NAMED_LAYERS = 3
 LICENCE_KINDS = ("image", "annotation", "weights")
 
 
@@ -26,7 +27,8 @@ LICENCE_KINDS = ("image", "annotation", "weights")
 class Findings:
     """All that the gate has measured. metrics: of the engines `int8` and `float` on the test split.
 
-    precision: that of the built INT8 engine. agreement: of that engine with the exported file run literally;
+    precision: that of the built INT8 engine. float_instead: layers that it runs in float though `quantize` made them
+    INT8. agreement: of that engine with the exported file run literally;
     torch_error_px: of that file with its torch network, as `export` measured it, None where it was not told. licences:
     what the engine descends from, by kind. learned: test images like those that it has learned from; no rule, but it
     tells what the mAP is worth.
@@ -36,6 +38,7 @@ class Findings:
     latency: GateLatency
     agreement: AgreementReport
     precision: str
+    float_instead: tuple[str, ...]
     megabytes: float
     licences: dict[str, set[str]]
     compared: champion.Comparisons | None
@@ -126,11 +129,20 @@ def _faithfulness(found: Findings, given: GateParameters) -> list[Rule]:
     from_torch = "" if found.torch_error_px is None else f", itself {found.torch_error_px:.3g} pixels from torch"
     compared = f"{anchors}, against {INT8_FILE} run literally{from_torch}"
     runtime, parameter = given.engine_runtime, "maximum_box_error_pixels"
-    rules = [Rule("precision of the built engine", "int8", found.precision, "", runtime, found.precision == "int8")]
+    rules = [_int8(found, runtime)]
     if limit is not None and not agreement.confident_anchors:
         nothing = f"no score above {agreement.confident_score:g}"
         return [*rules, Rule("box error", limit, nothing, "pixels", compared, False, parameter)]
     return [*rules, *at_most("box error", agreement.box_error_mean_px, limit, "pixels", compared, parameter)]
+
+
+def _int8(found: Findings, runtime: str) -> Rule:
+    """Every layer that `quantize` meant to be INT8 must be: one alone would make the engine INT8 in name only."""
+    layers, name = found.float_instead, "precision of the built engine"
+    if found.precision == "int8" and layers:
+        how = f"{runtime}, {', '.join(layers[:NAMED_LAYERS])}{' and others' if len(layers) > NAMED_LAYERS else ''}"
+        return Rule(name, "int8", f"float in {len(layers)} layers that should be int8", "", how, False)
+    return Rule(name, "int8", found.precision, "", runtime, found.precision == "int8")
 
 
 def _latency(found: Findings, limits: _Limits) -> list[Rule]:

@@ -110,6 +110,8 @@ def _decide(
     int8_map: float,
 ) -> Choice:
     from model import processes
+    from model.quantization.quantize import float_layers
+    from model.quantization.selection import affordable
 
     with processes.alone(), _Forms(subject, network) as forms:
         costs = forms.costs()
@@ -118,12 +120,15 @@ def _decide(
     predicted = [sum(costs.floating.values()) + costs.other]
     predicted += [costs.total(point.float_layers) for point in selection.points]
     times = [time["cpu"] for time in measured] if measured else predicted
-    chosen = selection.chosen(times[1:])
+    most, anyway = subject.context.parameters.quantize.maximum_float_share, float_layers(network)
+    allowed = affordable(selection.points, costs, anyway, most, times if measured else [])
+    usable = selection.keeping(allowed)
+    chosen = usable.chosen([time for time, is_allowed in zip(times[1:], allowed, strict=True) if is_allowed])
     rows = _frontier_rows(weights, float_map, selection, predicted, measured, UNITS[costs.source])
     return Choice(
         added=_reasons(chosen.float_layers, sensitivities, costs),
         map50_95=chosen.accuracy,
-        met=selection.met,
+        met=usable.met,
         time=times[1 + selection.points.index(chosen)],
         time_before=times[1],
         frontier=rows,
@@ -156,8 +161,9 @@ def _search(
         return rank_layers(beside, forms.costs_beside(costs, choice), anyway, most=1.0)
 
     ranking = rank_layers(sensitivities, costs, anyway, given.maximum_float_share)
+    further = rank_layers(sensitivities, costs, anyway, most=1.0) if costs.source == "profiled" else []
     wanted, known = float_map - given.map_budget / 100, {frozenset[str](): int8_map}
-    return Search(accuracy, wanted, given.selection_evaluations, rank_again, known).run(ranking)
+    return Search(accuracy, wanted, given.selection_evaluations, rank_again, known).run(ranking, further)
 
 
 def _sensitivity_beside(subject: Subject, network: YoloNAS, choice: frozenset[str]) -> list[LayerSensitivity]:

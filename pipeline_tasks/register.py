@@ -19,31 +19,40 @@ from pipeline_tasks import (
     version_page,
 )
 from pipeline_tasks.dataset_statistics import statistics_of
+from pipeline_tasks.errors import DataError
 from pipeline_tasks.execution import StepContext
+from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
 from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.tracking import registration, registry
-from pipeline_tasks.workspace import write_json
+from pipeline_tasks.workspace import MANIFEST, write_json
 
 log = logging.getLogger(__name__)
 
 Measured = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 """Verdict, accuracy and latency, as the gate wrote them."""
 REGISTRATION = "registration.json"
-LINEAGE_VERSION = 3
-"""1 had no perceptual hashes and no schema_version, 2 no statistics of the target set."""
+BUILD_FILE = "build.json"
+"""What a runtime wrote about the engine it built, beside it."""
+LINEAGE_VERSION = 4
+"""1 had no perceptual hashes and no schema_version, 2 no statistics of the target set, 3 no `images_unknown_of`."""
 
 
 def register(context: StepContext) -> dict[str, Any]:
     """Register the engine with its verdict, or publish why it was not.
 
     The verdict is read here again: nothing else can promote an engine.
+
+    Raises:
+        DataError: the gate's files contradict each other, or it judged another engine.
     """
-    judged = json.loads((context.inputs["gate"] / verdict.FILE).read_text(encoding="utf-8"))
+    judged = _judged(context.inputs["gate"])
     shutil.copyfile(context.inputs["gate"] / verdict.FILE, context.output / verdict.FILE)
     if not judged["passed"]:
         log.warning("not registered, because the gate %s", judged["sentence"])
         write_json(context.output / REGISTRATION, {"registered": False, "because": judged["sentence"]})
         return {"registered": 0, "because": judged["sentence"]}
+    _require_judged_engine(context)
+    champion.require_unchanged(context)
     bundle, best = _bundle(context, judged)
     measured = _measured(context.inputs["gate"])
     registered = registration.register_bundle(
@@ -59,6 +68,45 @@ def register(context: StepContext) -> dict[str, Any]:
     write_json(context.output / REGISTRATION, {"registered": True, **registered})
     named = {"model": registered["model"], "version": registered["version"]}
     return {"registered": 1, "verdict": judged["sentence"], **named}
+
+
+def _judged(gate_folder: Path) -> dict[str, Any]:
+    """The verdict, which must be the one that the gate told its manifest and follow from its rules."""
+    file = gate_folder / verdict.FILE
+    judged: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    summary = _manifest(gate_folder)["summary"]
+    follows = judged["passed"] == all(rule["passed"] for rule in judged["rules"])
+    if not follows or (judged["passed"], judged["sentence"]) != (bool(summary["passed"]), summary["verdict"]):
+        raise DataError(
+            f"{file} contradicts {'the manifest beside it' if follows else 'its own rules'} ({judged['sentence']!r}; "
+            f"told was {summary['verdict']!r}): remove the folder {gate_folder} and run the step gate again"
+        )
+    return judged
+
+
+def _require_judged_engine(context: StepContext) -> None:
+    """The engines that the gate built and measured must be made of the files that are registered.
+
+    ONNX Runtime takes these files themselves, so nothing was built for it.
+    """
+    engine, gate_folder = context.inputs["engine"], context.inputs["gate"]
+    files = _manifest(engine.parent)["files"]
+    for name, file in (("int8", INT8_FILE), ("float", FLOAT_FILE)):
+        report = gate_folder / "target" / name / BUILD_FILE
+        if not report.exists():
+            continue
+        source = json.loads(report.read_text(encoding="utf-8"))["source_sha256"]
+        published = files[f"{engine.name}/{file}"]["sha256"]
+        if source != published:
+            raise DataError(
+                f"{report} was built of another file than {engine / file} ({source[:12]} is not {published[:12]}): "
+                f"remove the folder {gate_folder} and run the step gate again"
+            )
+
+
+def _manifest(published: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((published / MANIFEST).read_text(encoding="utf-8"))
+    return content
 
 
 def _bundle(context: StepContext, judged: dict[str, Any]) -> tuple[Path, str]:

@@ -42,6 +42,7 @@ from pipeline_tasks.workspace import (
     parse_run,
     put_in_place,
     require_equal,
+    require_intact,
     write_json,
 )
 
@@ -171,17 +172,36 @@ class RemoteWorkspace(Workspace):
         """The published step, fetched into the cache; None when no machine has finished that work yet.
 
         Raises:
-            DataError: a published file is damaged or missing.
+            DataError: a published file is damaged or missing, here (where the store has lost it) or in the store.
         """
         stored = self._store.read(f"{_name(step, key)}/{MANIFEST}")
         cached = super().published(step, key)
         if stored is None:
             if cached is not None:
+                require_intact(step, cached)
                 log.warning("%s is no longer in the store; it is published again from the cache", _name(step, key))
                 self._share(step, key, cached.directory, cached.manifest)
             return cached
         manifest: dict[str, Any] = json.loads(stored.content)
         return _if_equal(cached, manifest) or self._fetch(step, key, manifest)
+
+    def verified(self, step: str, key: str, folder: str = "") -> Published | None:
+        """As in a local workspace; what is fetched now was compared on its way, and a damaged copy is fetched anew.
+
+        Raises:
+            DataError: a published file is damaged or missing in the store too.
+        """
+        was_here = super().published(step, key) is not None
+        published = self.published(step, key)
+        damage = published.damage(folder) if published is not None and was_here else None
+        if published is None or damage is None:
+            return published
+        stored = self._store.read(f"{_name(step, key)}/{MANIFEST}")
+        if stored is None:
+            require_intact(step, published, folder)
+            return published
+        log.warning("%s; the output is fetched anew from the store", damage.sentence)
+        return self._fetch(step, key, json.loads(stored.content), damaged=True)
 
     @contextmanager
     def lease(self, step: str, key: str, wait_seconds: float = LEASE_WAIT_SECONDS) -> Iterator[None]:
@@ -250,13 +270,13 @@ class RemoteWorkspace(Workspace):
                 raise TemporaryError(f"{name} is being written by another process; run the step again") from None
             require_equal(self._store.address(name), json.loads(stored.content), manifest)
 
-    def _fetch(self, step: str, key: str, manifest: dict[str, Any]) -> Published:
+    def _fetch(self, step: str, key: str, manifest: dict[str, Any], damaged: bool = False) -> Published:
         """Download beside, compare digests and rename, so that a broken download is never taken for an output."""
         target, prefix = self.step_directory(step, key), f"{_name(step, key)}/{manifest['digest']}"
         beside = target.with_name(target.name + ".fetched")
         with file_lock(target.with_name(target.name + ".fetch-lock"), FETCH_WAIT_SECONDS, f"download of {prefix}"):
             fetched_meanwhile = _if_equal(super().published(step, key), manifest)
-            if fetched_meanwhile is not None:
+            if fetched_meanwhile is not None and not (damaged and fetched_meanwhile.damage()):
                 return fetched_meanwhile
             shutil.rmtree(beside, ignore_errors=True)
             try:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline_tasks import initial_checkpoint, pinned_files
 from pipeline_tasks.validate_data import is_absent
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LINEAGE_FILE = "lineage.json"
 CONTENTS, HASHES, KIND = "seen_images", "seen_perceptual_hashes", "perceptual_hash_kind"
+UNKNOWN = "images_unknown_of"
 CANDIDATE = "the candidate"
 ROLES = ("target", "pretrain", "unlabeled")
 
@@ -31,18 +33,22 @@ class SeenImages:
     """What an engine was trained, chosen or pseudo-labelled on.
 
     hashed: whether all of it is known by perceptual hashes too; registrations of older releases have none.
+    unknown: checkpoints it descends from that no run of the line has trained, by name; a checkpoint tells the sets and
+    licences it descends from, but none of its images.
     """
 
     contents: frozenset[str]
     hashes: Hashes
     hashed: bool
+    unknown: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Fields of lineage.json."""
         from model.data.near_duplicates import HASH_KIND, hash_text
 
         kind = HASH_KIND if self.hashed else None
-        return {CONTENTS: sorted(self.contents), KIND: kind, HASHES: [hash_text(int(value)) for value in self.hashes]}
+        hashes = [hash_text(int(value)) for value in self.hashes]
+        return {CONTENTS: sorted(self.contents), KIND: kind, HASHES: hashes, UNKNOWN: list(self.unknown)}
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,16 @@ class Exclusion:
 
 
 def seen_by_run(context: StepContext) -> SeenImages:
-    """All images of the run but its test split, and, where it starts from the champion, what that one has seen."""
+    """All images of the run but its test split, and, where it starts from the champion, what that one has seen.
+
+    What its initial checkpoint and its extra teachers have seen nobody knows; they are named.
+    """
     parts = [_of_tables(context.inputs[role], role) for role in ROLES if not is_absent(context.inputs[role])]
     descends = context.parameters.start.from_champion or context.parameters.teach.source != "train"
     if descends and context.champion:
         parts.append(seen_by_bundle(context.champion))
-    return _joined(parts)
+    joined = _joined(parts)
+    return replace(joined, unknown=tuple(dict.fromkeys((*_foreign_checkpoints(context), *joined.unknown))))
 
 
 def seen_by_bundle(folder: Path) -> SeenImages:
@@ -83,7 +93,8 @@ def seen_by_bundle(folder: Path) -> SeenImages:
     lineage = json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))
     hashed = lineage.get(KIND) == HASH_KIND
     hashes = hashes_from_text(lineage[HASHES] if hashed else [])
-    return SeenImages(frozenset(lineage[CONTENTS]), hashes, hashed)
+    unknown = lineage[UNKNOWN] if UNKNOWN in lineage else _foreign_checkpoints_of_old(lineage)
+    return SeenImages(frozenset(lineage[CONTENTS]), hashes, hashed, tuple(unknown))
 
 
 def read_held_out(target: Path) -> HeldOutImages:
@@ -120,6 +131,24 @@ def _known_to(images: HeldOutImages, name: str, seen: SeenImages, near_bits: int
             yield row, Exclusion(images.paths[row], name, "perceptual hash", bits)
 
 
+def _foreign_checkpoints(context: StepContext) -> Iterator[str]:
+    """The checkpoints from outside that the run's networks begin from or learn from, by name and digest."""
+    trained = ("student", "teacher") if context.parameters.teach.source == "train" else ("student",)
+    if any(initial_checkpoint.for_part(context.run, part) for part in trained):
+        pinned = context.run[initial_checkpoint.INPUT]
+        yield f"initial checkpoint {Path(pinned['path']).name} ({pinned['digest'][:8]})"
+    for pinned in pinned_files.of_step(context.run, "teach").values():
+        yield f"extra teacher {Path(pinned['path']).name} ({pinned['digest'][:8]})"
+
+
+def _foreign_checkpoints_of_old(lineage: Mapping[str, Any]) -> Iterator[str]:
+    """The same of an engine that an older release registered: it wrote down the digests alone."""
+    if digest := lineage.get(initial_checkpoint.INPUT):
+        yield f"initial checkpoint {digest[:8]}"
+    for digest in lineage.get(pinned_files.EXTRA_TEACHERS, []):
+        yield f"extra teacher {digest[:8]}"
+
+
 def _of_tables(folder: Path, role: str) -> SeenImages:
     import numpy as np
     import pyarrow.compute as pc
@@ -146,4 +175,5 @@ def _joined(parts: Iterable[SeenImages]) -> SeenImages:
     parts = list(parts)
     hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *(part.hashes for part in parts)]))
     contents = frozenset().union(*(part.contents for part in parts))
-    return SeenImages(contents, hashes, all(part.hashed for part in parts))
+    unknown = tuple(dict.fromkeys(name for part in parts for name in part.unknown))
+    return SeenImages(contents, hashes, all(part.hashed for part in parts), unknown)

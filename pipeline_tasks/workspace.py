@@ -44,6 +44,34 @@ class Published:
         """Content digest of the whole output or of a subfolder."""
         return digests.of_files(self.manifest["files"], folder)
 
+    def damage(self, folder: str = "") -> Damage | None:
+        """The first file of the output, or of a subfolder, that is not as the manifest says; None where all are."""
+        files = self.manifest["files"]
+        if digests.of_files(files) != self.manifest["digest"]:
+            return Damage(self.directory / MANIFEST, "does not have the digest of the files it lists")
+        prefix = folder + "/" if folder else ""
+        for name, entry in files.items():
+            if name.startswith(prefix) and (what := _difference(self.directory / name, entry["sha256"])):
+                return Damage(self.directory / name, what)
+        listed = {MANIFEST, *files}
+        below = _files_below(self.directory / folder)
+        strangers = (path for path in below if path.relative_to(self.directory).as_posix() not in listed)
+        return next((Damage(path, "is not of this output", "move it elsewhere") for path in strangers), None)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of a published step that is not as it was published. remedy: empty where the work must be done again."""
+
+    file: Path
+    what: str
+    remedy: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Which file, and what is wrong with it."""
+        return f"{self.file} {self.what}"
+
 
 def open_workspace(place: str) -> Workspace:
     """The workspace in a folder, or in an object store (`s3://bucket/prefix`).
@@ -132,13 +160,32 @@ class Workspace:
         return self.published(step, key)
 
     def published(self, step: str, key: str) -> Published | None:
-        """The published step, or None when that work was not finished yet."""
+        """The published step, or None when that work was not finished yet.
+
+        Raises:
+            DataError: its manifest is damaged.
+        """
         directory = self.step_directory(step, key)
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise DataError(
+                f"{directory / MANIFEST} is damaged: remove the folder {directory} and run the step {step} again"
+            ) from None
         return Published(directory, manifest)
+
+    def verified(self, step: str, key: str, folder: str = "") -> Published | None:
+        """As `published`, with every file of the output, or of its subfolder `folder`, compared with its digest.
+
+        Raises:
+            DataError: a file was changed, is gone, or was put there by somebody else.
+        """
+        published = self.published(step, key)
+        if published is not None:
+            require_intact(step, published, folder)
+        return published
 
     @contextmanager
     def lease(self, step: str, key: str, wait_seconds: float = LEASE_WAIT_SECONDS) -> Iterator[None]:
@@ -218,6 +265,30 @@ def require_equal(place: str, existing: dict[str, Any], manifest: dict[str, Any]
             f"{place} was published meanwhile with other content "
             f"({existing['digest'][:12]} is not {manifest['digest'][:12]}); nothing was overwritten"
         )
+
+
+def require_intact(step: str, published: Published, folder: str = "") -> None:
+    """Compare the files of a published step, or of a subfolder, with their digests.
+
+    Raises:
+        DataError: one was changed, is gone, or was put there by somebody else.
+    """
+    if damage := published.damage(folder):
+        remedy = damage.remedy or f"remove the folder {published.directory} and run the step {step} again"
+        raise DataError(f"{damage.sentence}: {remedy}")
+
+
+def _difference(file: Path, expected: str) -> str | None:
+    try:
+        found = digests.of_file(file)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == expected else f"was changed after it was published ({found[:12]} is not {expected[:12]})"
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Hidden ones left out: file systems and desktops put their own there."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
 
 
 def put_in_place(folder: Path, target: Path, manifest: dict[str, Any]) -> None:

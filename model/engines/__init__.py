@@ -15,6 +15,8 @@ from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 
 __all__ = [
+    "INPUT_NAME",
+    "OUTPUT_NAMES",
     "Engine",
     "EngineOutput",
     "MissingRuntimeError",
@@ -27,6 +29,7 @@ __all__ = [
 Runtime = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
 EngineOutput = tuple[Float32[NDArray[np.float32], "B A 4"], Float32[NDArray[np.float32], "B A C"]]
 
+INPUT_NAME, OUTPUT_NAMES = "images", ("boxes_xyxy", "scores")
 ONNX_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
 TENSORRT_FILE = "model.plan"
@@ -40,13 +43,22 @@ class Engine(Protocol):
     """A detector ready to run.
 
     name: the runtime. runtime_version: its version. precision: that of the convolutions, "int8" if any is, else
-    "float16" or "float32"; "simulated int8" for the torch reference. threads: 0 means the runtime's own choice.
+    "float16" or "float32"; "simulated int8" where a quantized network is computed in float (torch, ONNX Runtime).
+    threads: 0 means the runtime's own choice.
     """
 
     name: str
     runtime_version: str
     precision: str
     threads: int
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Images that every call of the network computes, where it takes no other number; None: as many as given.
+
+        Fewer are filled up with black ones, more run in several calls.
+        """
+        ...
 
     def run(self, images: UInt8[NDArray[np.uint8], "B 3 S S"]) -> EngineOutput:
         """Boxes (xyxy, input pixels) and scores of RGB images; ValueError for images of another kind."""

@@ -53,6 +53,7 @@ class DeviceFacts:
 class LatencyRecord:
     """Time of one call of an engine on one batch, measured on the named device.
 
+    batch: images that the network really computes in the call, hence an engine's fixed batch where it has one.
     device and device_after: before and after the measurement. spread: (p90 - min) / min. noisy: the spread was above
     ``spread_limit`` in every attempt, so the figures are not to be relied on; attempt_spreads holds all of them, the
     figures are those of the quietest attempt. cpu_ms and cpu_min_ms: median and minimum processor time of the process,
@@ -123,14 +124,17 @@ def measure_latency(
 ) -> dict[str, LatencyRecord]:
     """Measure engines against each other on one batch, uint8 (B, 3, S, S): inference alone, without the processing.
 
-    images: one batch for all, or one for each by name where their input sizes differ. When a spread is above the limit
+    images: one batch for all, or one for each by name where their input sizes differ. An engine with a fixed batch is
+    called with exactly that many, the given ones repeated or cut: filled up it would work as long and look slow for
+    the fewer images, in parts it would be several calls. When a spread is above the limit
     everything is measured again, ``attempts`` times at most, and the quietest measurement is kept; a record that is
     still above it is marked ``noisy`` (see ``require_quiet``). kind: which device to describe. Raises
     MissingRuntimeError for a GPU that cannot be described.
     """
     if attempts < 1:
         raise ValueError(f"latency_attempts must be at least 1, got {attempts}")
-    batches = images if isinstance(images, Mapping) else dict.fromkeys(engines, images)
+    given = images if isinstance(images, Mapping) else dict.fromkeys(engines, images)
+    batches = {name: _whole_batch(given[name], engine.fixed_batch) for name, engine in engines.items()}
     calls = {name: functools.partial(_run, engine, batches[name]) for name, engine in engines.items()}
     before = device_facts(kind)
     tried: list[dict[str, Timings]] = []
@@ -255,6 +259,11 @@ def percentiles(times_ms: NDArray[np.float64]) -> tuple[float, float, float, flo
     """Minimum, median, and what 90 and 99 of 100 stay below."""
     minimum, p50, p90, p99 = (float(np.percentile(times_ms, percent)) for percent in (0, 50, 90, 99))
     return minimum, p50, p90, p99
+
+
+def _whole_batch(images: Images, fixed_batch: int | None) -> Images:
+    """As many images as every call computes, the given ones in turn; those given where it may be any number."""
+    return images if fixed_batch is None else np.resize(images, (fixed_batch, *images.shape[1:]))
 
 
 def _run(engine: Engine, images: Images) -> float | None:

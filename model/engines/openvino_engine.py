@@ -25,6 +25,7 @@ import openvino
 from numpy.typing import NDArray
 
 from model.engines import EngineOutput, check_images
+from model.engines.detector_file import check_outputs, load_detector, refuse_quantized_half
 from model.engines.unsigned_rewrite import RewriteReport, rewrite_unsigned
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class OpenVINOEngine:
 
     name = "openvino"
     runtime_version: str = openvino.__version__
+    fixed_batch = 1
 
     def __init__(self, network: openvino.Model, threads: int = 0) -> None:
         self.threads = threads
@@ -83,6 +85,7 @@ class OpenVINOEngine:
             network = openvino.Core().read_model(path)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot read {path}: {error}") from error
+        check_outputs([name for output in network.outputs for name in output.get_names()], path)
         return cls(network, threads)
 
     def run(self, images: NDArray[np.uint8]) -> EngineOutput:
@@ -162,15 +165,14 @@ def _settings(threads: int) -> dict[str, Any]:
 
 
 def _read_onnx(path: Path) -> tuple[openvino.Model, RewriteReport]:
-    import onnx
-
-    try:
-        proto = onnx.load(path)
-    except Exception as error:  # protobuf's own error types are not part of onnx's interface
-        raise ValueError(f"{path} is not a readable ONNX file: {error}") from error
+    proto = load_detector(path)
+    refuse_quantized_half(proto, path)
     rewritten, report = rewrite_unsigned(proto)
     _refuse_signed(report.signed, path)
-    network = openvino.Core().read_model(rewritten.SerializeToString())
+    try:
+        network = openvino.Core().read_model(rewritten.SerializeToString())
+    except RuntimeError as error:
+        raise ValueError(f"OpenVINO cannot read {path}: {error}") from error
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     network.set_rt_info(metadata.get(METADATA_KEY, "{}"), [METADATA_KEY, "metadata"])
     return network, report

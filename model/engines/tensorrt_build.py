@@ -21,11 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.engines import TENSORRT_FILE
+from model.engines import INPUT_NAME, TENSORRT_FILE
+from model.engines.detector_file import load_detector
 from model.engines.gpu_facts import GpuFacts, current_gpu
-from model.engines.tensorrt_engine import BUILD_FILE, INPUT_NAME, TensorRTEngine, load_tensorrt
+from model.engines.tensorrt_engine import BUILD_FILE, TensorRTEngine, load_tensorrt
 from model.engines.tensorrt_inspector import read_execution, require_int8
-from model.onnx_file import fix_batch, fixed_batch, load_onnx
+from model.onnx_file import fix_batch, fixed_batch
 from model.onnx_half import HalfReport, convert_to_half
 from model.onnx_structure import check_graph
 
@@ -147,7 +148,7 @@ def build_plan(
 
 def _build(onnx_path: Path, folder: Path, largest_batch: int, facts: GpuFacts) -> TensorRTBuildReport:
     tensorrt, start = load_tensorrt(), time.monotonic()
-    proto, half = prepare(load_onnx(onnx_path), largest_batch)
+    proto, half = prepare(load_detector(onnx_path), largest_batch)
     structure, fixed = check_graph(proto), fixed_batch(proto)
     profile_batch = largest_batch if fixed is None else None
     plan = build_plan(tensorrt, proto.SerializeToString(), profile_batch=profile_batch)

@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.engines import EngineOutput, MissingRuntimeError, check_images
+from model.engines import INPUT_NAME, OUTPUT_NAMES, EngineOutput, MissingRuntimeError, check_images
 from model.engines.cuda import INSTALL, Cuda
 
 BUILD_FILE = "build.json"
 OLDEST_VERSION = (10, 16)
-INPUT_NAME, OUTPUT_NAMES = "images", ("boxes_xyxy", "scores")
 
 
 def load_tensorrt() -> Any:
@@ -114,6 +113,11 @@ class TensorRTEngine:
                 "build it again from model.onnx"
             )
         return cls(path.read_bytes(), report["precision"], cuda_graph=cuda_graph)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The plan's batch where it was built for one alone; None where it takes any up to ``batch``."""
+        return None if self._is_free else self.batch
 
     def run(self, images: NDArray[np.uint8]) -> EngineOutput:
         """Boxes (xyxy, input pixels) and scores, float32; no more images at once than the plan takes.

@@ -18,6 +18,7 @@ class TorchEngine:
 
     name = "torch"
     runtime_version: str = torch.__version__
+    fixed_batch = None
 
     def __init__(self, model: YoloNAS, threads: int = 0) -> None:
         self.threads = threads

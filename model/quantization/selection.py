@@ -6,6 +6,10 @@ is a bisection along it, each step of which measures accuracy with all its layer
 times quite add up: the layers of the choice found are ranked again by what each does to errors and time beside the
 others, and a second bisection gives back to INT8 what is not needed after all. Every figure of the answer was measured
 on the choice as a whole, and the number of such measurements is bounded.
+
+The time that may be given up is capped, first by the times of single layers. One that was measured too long on a busy
+machine would shut out the layer that matters most; so where nothing under that cap is accurate enough, the search goes
+along all layers, and what it finds counts if its time as a whole keeps within the cap (``affordable``).
 """
 
 from __future__ import annotations
@@ -75,6 +79,11 @@ class Selection:
         """Whether any choice is accurate enough."""
         return any(point.accuracy >= self.wanted for point in self.points)
 
+    def keeping(self, allowed: Sequence[bool]) -> Selection:
+        """The same with the allowed choices only."""
+        points = zip(self.points, allowed, strict=True)
+        return Selection(tuple(point for point, is_allowed in points if is_allowed), self.wanted)
+
     def chosen(self, times: Sequence[float]) -> Point:
         """The fastest choice that is accurate enough, given the time of each; where none is, the most accurate.
 
@@ -114,6 +123,25 @@ def rank_layers(
     return ranking
 
 
+def affordable(
+    points: Iterable[Point], costs: LayerCosts, excluded: Collection[str], most: float, times: Sequence[float]
+) -> list[bool]:
+    """Whether each choice gives up no more than the share ``most`` of what INT8 saves.
+
+    By the sum of its layers, or by what was measured as a whole: ``times`` are those of the float network and of the
+    points, the first of which has no layers; empty where nothing was measured. excluded: layers in float anyway.
+    """
+    budget = most * sum(costs.saved(name) for name in costs.int8 if name not in excluded)
+    found = []
+    for index, point in enumerate(points):
+        within = sum(costs.saved(name) for name in point.float_layers) <= budget * (1 + 1e-9)
+        if times and not within:
+            floating, int8 = times[:2]
+            within = times[1 + index] <= int8 + most * (floating - int8)
+        found.append(within)
+    return found
+
+
 @dataclass
 class Search:
     """Looks for the fastest choice of float layers that is accurate enough.
@@ -129,21 +157,30 @@ class Search:
     rank_again: Callable[[frozenset[str]], Sequence[str]]
     points: dict[frozenset[str], float] = field(default_factory=dict)
 
-    def run(self, ranking: Sequence[str]) -> Selection:
-        """Search along the ranking. Raises ValueError when not even one choice may be measured."""
+    def run(self, ranking: Sequence[str], further: Sequence[str] = ()) -> Selection:
+        """Search along the ranking and, where even all of it is not accurate enough, along a further one.
+
+        Raises ValueError when not even one choice may be measured.
+        """
         if self.evaluations < 1:
             raise ValueError(f"quantize.selection_evaluations must be at least 1 to search, got {self.evaluations}")
         self._measure(())
         if self._met(()):
             self._draw(ranking, FURTHER_POINTS)
-        elif ranking and self._can_measure():
-            self._measure(ranking)
-            if self._met(ranking):
-                self._narrow(ranking)
+        else:
+            enough = next((layers for layers in (ranking, further) if self._suffices(layers)), None)
+            if enough is not None:
+                self._narrow(enough)
             else:
                 self._draw(ranking, FURTHER_POINTS)
         points = tuple(Point(choice, accuracy) for choice, accuracy in self.points.items())
         return Selection(points, self.wanted)
+
+    def _suffices(self, ranking: Sequence[str]) -> bool:
+        if not ranking or not self._can_measure():
+            return False
+        self._measure(ranking)
+        return self._met(ranking)
 
     def _narrow(self, ranking: Sequence[str]) -> None:
         found = self._bisect(ranking)

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 import model as model_package
 from model.checkpoint import CheckpointMetadata
@@ -23,6 +25,9 @@ from model.yolo_nas import YoloNAS
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "quantized.safetensors"
 METADATA_FILE = "quantized.json"
+RANGE = "input_amax"
+FIELDS = {"checkpoint": dict, "float_layers": dict}
+"""What every record has, beside its schema version."""
 
 
 def is_quantized(directory: Path) -> bool:
@@ -62,27 +67,35 @@ def save_quantized(
 def load_quantized(directory: Path) -> tuple[YoloNAS, CheckpointMetadata]:
     """Quantized network (evaluation mode, CPU) and its metadata.
 
-    Raises ValueError naming the file and the remedy when one is missing, damaged or of another kind.
+    Raises ValueError naming the file and the remedy when one is missing, damaged or of another kind, or when a tensor
+    is not finite, an input range negative or every one 0.
     """
     record = _read_record(directory / METADATA_FILE)
-    metadata = CheckpointMetadata.from_json(record["checkpoint"])
+    metadata = _read_checkpoint(directory / METADATA_FILE, record)
     network = model_package.build(metadata.variant, len(metadata.class_names)).eval().fuse()
     if record.get("merged_upsampling", False):
         merge_upsampling(network)
     attach_quantizers(network)
     weights = directory / WEIGHTS_FILE
     try:
-        network.load_state_dict(load_file(weights))
+        state = load_file(weights)
+        network.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights} is missing, damaged or of another network ({error}); quantize again") from error
-    set_float_layers(network, record["float_layers"])
+    _check_values(weights, state)
+    try:
+        set_float_layers(network, record["float_layers"])
+    except ValueError as error:
+        raise ValueError(f"{directory / METADATA_FILE}: float_layers: {error}; quantize again") from None
     return network, metadata
 
 
 def read_report(directory: Path) -> dict[str, Any]:
     """What was said of a quantized network when it was saved; empty where nothing was."""
-    report = _read_record(directory / METADATA_FILE).get("report", {})
-    assert isinstance(report, dict)
+    path = directory / METADATA_FILE
+    report = _read_record(path).get("report", {})
+    if not isinstance(report, dict):
+        raise ValueError(f"{path}: report must be a JSON object, got {report!r}; quantize again")
     return report
 
 
@@ -93,4 +106,30 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}); give a directory written by `nasline quantize`") from error
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path} is not quantized-network metadata of schema version {SCHEMA_VERSION}; quantize again")
+    for name, kind in FIELDS.items():
+        if not isinstance(record.get(name), kind):
+            found = f"it is {record[name]!r}" if name in record else "it is missing"
+            raise ValueError(f"{path}: {name} must be a JSON object, but {found}; quantize again")
     return record
+
+
+def _read_checkpoint(path: Path, record: Mapping[str, Any]) -> CheckpointMetadata:
+    try:
+        return CheckpointMetadata.from_json(record["checkpoint"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: checkpoint is not valid metadata ({error}); quantize again") from error
+
+
+def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse what would compute nonsense without a word.
+
+    A single range of 0 is right: calibration finds it for an input that is always 0 (``Observer.amax``).
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            wrong = value[~torch.isfinite(value)].flatten()[0].item()
+            raise ValueError(f"{path}: {name} holds {wrong:g}, which is no finite number; quantize again")
+        if name.endswith(RANGE) and value < 0:
+            raise ValueError(f"{path}: {name} is {value.item():g}, a range must not be negative; quantize again")
+    if not any(value > 0 for name, value in state.items() if name.endswith(RANGE)):
+        raise ValueError(f"{path}: every {RANGE} is 0, no range was ever calibrated; quantize again")

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_tasks.bench_picture import Point, draw_bench, frontier
+from pipeline_tasks.bench_picture import Point, draw_bench, frontiers
 from pipeline_tasks.engine_table import EngineRow, engine_table
 from pipeline_tasks.errors import ParameterError, TemporaryError
 from pipeline_tasks.gate_latency import GPU_REPEATS
@@ -168,7 +168,7 @@ def bench(
 
 
 def _latency(subjects: Sequence[Subject], how: Measuring) -> dict[str, LatencyRecord]:
-    """Batch one, engines in turns, as the gate does; noise is refused."""
+    """Batch one, or an engine's fixed batch; engines in turns, as the gate does; noise is refused."""
     import numpy as np
 
     from model.engines.latency import measure_latency, require_quiet
@@ -207,7 +207,7 @@ def _row(subject: Subject, record: LatencyRecord, measured_on: EvaluationSet | N
 
 def _write(folder: Path, rows: Sequence[EngineRow], lines: Sequence[str], published: bool) -> None:
     points = [_point(row) for row in rows]
-    best = frontier(points)
+    best = [point for line in frontiers(points) for point in line]
     shown = PUBLISHED if published else ()
     engines = [
         {
@@ -228,7 +228,7 @@ def _point(row: EngineRow) -> Point:
     """On a GPU the network's own time, which is what publishers tell."""
     record = row.record
     latency_ms = record.p50_ms if record.gpu_p50_ms is None else record.gpu_p50_ms
-    return Point(f"{record.name} ({record.runtime})", latency_ms, row.map50_95)
+    return Point(f"{record.name} ({record.runtime})", latency_ms, row.map50_95, record.batch)
 
 
 def _drawn_latency(row: EngineRow) -> str:
@@ -248,11 +248,12 @@ def _mlflow_run(folder: Path, rows: Sequence[EngineRow], how: Measuring, on: dic
         told = {**times, "map50_95": row.map50_95}
         metrics[row.record.name] = {name: float(value) for name, value in told.items() if value is not None}
     parameters = {
-        "engines": ", ".join(row.record.name for row in rows), "repeats": str(first.repeats), "batch": "1",
+        "engines": ", ".join(row.record.name for row in rows), "repeats": str(first.repeats),
+        "batch": ", ".join(map(str, sorted({row.record.batch for row in rows}))),
         "threads": str(how.threads), "warmup_seconds": f"{how.warmup_seconds:g}",
         "maximum_spread": f"{how.maximum_spread:g}", **on,
     }  # fmt: skip
-    columns = ("name", "runtime", "runtime_version", "precision", "input_size", *METRICS, "spread")
+    columns = ("name", "runtime", "runtime_version", "precision", "batch", "input_size", *METRICS, "spread")
     table: dict[str, list[Any]] = {name: [getattr(row.record, name) for row in rows] for name in columns}
     table = {name: values for name, values in table.items() if any(value is not None for value in values)}
     return BenchRun(

@@ -56,6 +56,9 @@ def test_export_with_a_fixed_batch(detector: ExportedDetector, tmp_path: Path) -
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    with pytest.raises(ValueError, match=r"empty\.onnx \(0 bytes\) holds no graph; export or copy it again"):
+        load_onnx(tmp_path / "empty.onnx")
     with pytest.raises(ValueError, match=r"no file .*none\.onnx; `nasline export` writes it"):
         load_onnx(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("text")

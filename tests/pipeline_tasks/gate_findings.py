@@ -55,6 +55,7 @@ def findings(**changes: Any) -> Findings:
         latency=latency,
         agreement=agreement,
         precision="int8",
+        float_instead=(),
         megabytes=12.0,
         licences={"image": {"MIT"}, "annotation": {"CC BY 4.0"}, "weights": {"random initialisation"}},
         compared=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,10 @@ from model.data.image_set import ImageSet
 from model.detections import Detections
 from pipeline_tasks import champion, gate
 from pipeline_tasks.champion import BEST_OF_LINE, Comparison, carry_best_of_line, compare, of_images
+from pipeline_tasks.errors import DataError
 from pipeline_tasks.params import resolve
 from pipeline_tasks.seen_images import HeldOutImages, SeenImages
-from pipeline_tasks.tracking.registry import ITSELF
+from pipeline_tasks.tracking.registry import ITSELF, bundle_digest
 
 IMAGES = 24
 CLASSES = ("cat", "dog", "eel")
@@ -141,6 +143,29 @@ def test_a_champion_without_hashes_is_compared_by_content_and_says_so(
     result = compared(old, found())
     assert ([one.image for one in result.excluded], result.hashed) == (["3.jpg"], False)
     assert "copies were looked for by content only" in result.how()
+
+
+def test_checkpoints_whose_images_nobody_knows_are_named(tmp_path: Path, detected: dict[str, Detections]) -> None:
+    detected["old"] = found()
+    old = write_bundle(tmp_path / "old", CLASSES, replace(seen(), unknown=("initial checkpoint a (01234567)",)))
+    result = compared(old, found(), replace(seen(), unknown=("extra teacher b (89abcdef)",)))
+    names = ("initial checkpoint a (01234567) of yolo v7", "extra teacher b (89abcdef) of the candidate")
+    assert result.images_unknown_of == names
+    assert result.how().endswith(f"; images seen by {names[0]}, {names[1]} are unknown")
+    assert json.loads(json.dumps(result.to_json()))["images_unknown_of"] == list(names)
+    known = compared(write_bundle(tmp_path / "known/old", CLASSES), found())
+    assert "unknown" not in known.how()
+
+
+def test_a_damaged_champion_is_no_champion_to_beat(bundle: Path) -> None:
+    given = context(bundle)
+    given.run["champion"]["digest"] = bundle_digest(bundle / "engine")
+    champion.require_unchanged(given)
+    (bundle / "engine/model.onnx").write_bytes(b"onny")
+    with pytest.raises(DataError, match=rf"is not the engine of yolo v7 .* remove the folder {bundle};"):
+        champion.require_unchanged(given)
+    given.champion = None
+    champion.require_unchanged(given)
 
 
 def test_without_champion_or_margin_nothing_is_compared(bundle: Path) -> None:

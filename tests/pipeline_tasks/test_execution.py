@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -135,6 +137,77 @@ def test_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None:
     execute(workspace, "one", "validate_data", validate, Stopper())
     with pytest.raises(UsageError, match="`nasline pretrain --role teacher --run one` first"):
         execute(workspace, "one", "teach", pretrain, Stopper())
+
+
+INPUT = "pretrain/images.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (INPUT, "p1, edited", rf"{INPUT} was changed after it was published \(\w+ is not \w+\): remove the folder"),
+        (INPUT, None, rf"{INPUT} cannot be read \(No such file or directory\): remove the folder"),
+        ("pretrain/more.parquet", "x", r"pretrain/more\.parquet is not of this output: move it elsewhere"),
+        ("manifest.json", "{", "manifest.json is damaged: remove the folder"),
+    ],
+)
+def test_input_that_is_not_as_it_was_published_is_refused(
+    tmp_path: Path, name: str, content: str | None, sentence: str
+) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    key = execute(workspace, "one", "validate_data", validate, Stopper()).key
+    folder = workspace.step_directory("validate_data", key)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(DataError, match=sentence) as refused:
+        execute(workspace, "one", "pretrain", pretrain, Stopper(), part="teacher")
+    assert refused.value.exit_code == 65 and not list((tmp_path / "steps" / "pretrain").glob("*/manifest.json"))
+    if "remove the folder" in sentence:
+        assert f"remove the folder {folder} and run the step validate_data again" in str(refused.value)
+        shutil.rmtree(folder)
+    else:
+        (folder / name).unlink()
+    assert run_both(workspace, "one")[1] is False
+
+
+def test_manifest_whose_list_was_edited_is_refused(tmp_path: Path) -> None:
+    """As by who edits a file and its digest in the list, but not the digest of the whole."""
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    execute(workspace, "one", "validate_data", validate, Stopper())
+    (file,) = tmp_path.glob("steps/validate_data/*/manifest.json")
+    (file.parent / INPUT).write_text("edited")
+    manifest = json.loads(file.read_text())
+    manifest["files"][INPUT]["sha256"] = digests.of_file(file.parent / INPUT)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"manifest\.json does not have the digest of the files it lists"):
+        execute(workspace, "one", "pretrain", pretrain, Stopper(), part="teacher")
+
+
+def test_what_a_step_does_not_read_is_not_compared(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    key = execute(workspace, "one", "validate_data", validate, Stopper()).key
+    folder = workspace.step_directory("validate_data", key)
+    (folder / "target/images.parquet").write_text("edited")
+    (folder / "pretrain/.DS_Store").write_text("of a desktop")
+    assert not execute(workspace, "one", "pretrain", pretrain, Stopper(), part="teacher").reused
+
+
+def test_output_that_decides_is_compared_when_it_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code of `gate` and `register` is read from it; here another step stands for them."""
+    assert execution.JUDGES == ("gate", "register")
+    monkeypatch.setattr(execution, "JUDGES", ("validate_data",))
+    workspace = Workspace(tmp_path)
+    start(workspace, "one")
+    key = execute(workspace, "one", "validate_data", validate, Stopper()).key
+    assert execute(workspace, "one", "validate_data", validate, Stopper()).reused
+    (workspace.step_directory("validate_data", key) / INPUT).write_text("edited")
+    with pytest.raises(DataError, match="was changed after it was published"):
+        execute(workspace, "one", "validate_data", validate, Stopper())
 
 
 def test_told_to_stop_while_tracking_waits_for_its_server_stops(

@@ -17,6 +17,7 @@ from model.data.image_set import ImageSet
 from model.engines import EngineOutput, latency
 from model.preprocessing import Preprocessing
 from pipeline_tasks import gate_latency
+from pipeline_tasks.engine_table import EngineRow, engine_table
 from pipeline_tasks.errors import TemporaryError
 from pipeline_tasks.params import resolve
 
@@ -25,6 +26,7 @@ IMAGES = ImageSet.from_arrays(("cat",), ["target/images/a.jpg"], [(40, 30)])
 
 class OneBoxEngine:
     name, runtime_version, precision, threads = "fake", "1", "int8", 1
+    fixed_batch = None
 
     def run(self, images: np.ndarray) -> EngineOutput:
         return np.array([[[1, 1, 9, 9]]], np.float32), np.array([[[0.9]]], np.float32)
@@ -96,6 +98,14 @@ def test_a_gpu_is_measured_long_enough_to_show_what_it_holds(
 ) -> None:
     measure(with_options(context, target="t4", latency_repeats=given))
     assert (asked["repeats"], asked["kind"]) == (made, "gpu")
+
+
+def test_a_fixed_batch_is_what_the_gate_measures_and_tells(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OneBoxEngine, "fixed_batch", 8)
+    found = measure(with_options(context, maximum_spread=1000.0))
+    assert {record.batch for record in found.engines.values()} == {8}
+    heading, row = engine_table([EngineRow(found.engines["int8"])])[1:]
+    assert row[: heading.index("batch") + len("batch")].endswith("    8")
 
 
 def test_the_file_has_engines_and_what_is_around_them(context: Any) -> None:

@@ -77,6 +77,7 @@ SLOW_TAIL = GateLatency({"int8": record("int8", 5.0, p99_ms=30.0), "float": reco
         ("allow_removed_classes", {"compared": compared(removed_classes=("c",))}, "c"),
         ("minimum_added_class_map", {"compared": compared(added_classes={"c": 0.3, "d": 0.05})}, 0.05),
         (NEVER_OFF, {"precision": "float32"}, "float32"),
+        (NEVER_OFF, {"float_instead": ("a", "b", "c", "d")}, "float in 4 layers that should be int8"),
     ],
 )  # fmt: skip
 def test_each_rule_fails_alone_where_it_should_and_can_be_switched_off(

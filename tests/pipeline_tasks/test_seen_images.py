@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +55,7 @@ def context(tmp_path: Path) -> SimpleNamespace:
     (tmp_path / "unlabeled").mkdir()
     (tmp_path / "unlabeled/absent.json").write_text("{}")
     inputs = {"target": target, "pretrain": pretrain, "unlabeled": tmp_path / "unlabeled"}
-    return SimpleNamespace(inputs=inputs, parameters=resolve(None, {}), champion=None)
+    return SimpleNamespace(inputs=inputs, parameters=resolve(None, {}), champion=None, run={})
 
 
 def test_a_run_has_seen_all_but_its_test_split(context: Any) -> None:
@@ -84,11 +84,49 @@ def test_an_image_without_a_hash_makes_the_hashes_incomplete(context: Any, tmp_p
     assert (found.contents, found.hashes.tolist(), found.hashed) == ({"a", "b", "c"}, [1, 2], False)
 
 
+BEGUN_FROM = {"path": "/elsewhere/yolo_nas_s", "digest": "0123456789", "variant": "s"}
+BEGUN, TAUGHT = "initial checkpoint yolo_nas_s (01234567)", "extra teacher one (abcdef01)"
+
+
+@pytest.mark.parametrize(
+    ("options", "unknown"),
+    [
+        ({}, (BEGUN, TAUGHT)),  # the teacher alone begins from it, and the student learns from the teacher
+        ({"start.student_variant": "s", "start.teacher_variant": "m"}, (BEGUN, TAUGHT)),
+        ({"start.teacher_variant": "m"}, (TAUGHT,)),
+        ({"teach.source": "champion"}, (TAUGHT,)),  # nothing is trained from the initial checkpoint
+    ],
+)
+def test_what_foreign_checkpoints_have_seen_is_unknown_and_said(
+    context: Any, options: dict[str, object], unknown: tuple[str, ...]
+) -> None:
+    assert seen_by_run(context).unknown == ()
+    context.parameters = resolve(None, {"start.student_variant": "n", "start.teacher_variant": "s", **options})
+    context.run = {
+        "parameters": context.parameters.to_json(),
+        "initial_checkpoint": BEGUN_FROM,
+        "pinned_files": {"teach": {"extra_teachers_1": {"path": "/elsewhere/one", "digest": "abcdef0123"}}},
+    }
+    assert seen_by_run(context).unknown == unknown
+
+
+def test_what_is_unknown_of_the_champion_is_unknown_of_what_descends_from_it(context: Any, tmp_path: Path) -> None:
+    content = {**seen("old").to_json(), "initial_checkpoint": "0123456789", "extra_teachers": ["abcdef0123"]}
+    (tmp_path / "lineage.json").write_text(json.dumps(content))
+    assert seen_by_bundle(tmp_path).unknown == ()
+    del content["images_unknown_of"]  # an older release wrote it
+    (tmp_path / "lineage.json").write_text(json.dumps(content))
+    assert seen_by_bundle(tmp_path).unknown == ("initial checkpoint 01234567", "extra teacher abcdef01")
+    context.champion, context.parameters = tmp_path, resolve(None, {"start.from_champion": True})
+    assert seen_by_run(context).unknown == ("initial checkpoint 01234567", "extra teacher abcdef01")
+
+
 def test_lineage_and_back(tmp_path: Path) -> None:
-    known = seen("a b", (0, 2**64 - 1))
+    known = replace(seen("a b", (0, 2**64 - 1)), unknown=(BEGUN,))
     (tmp_path / "lineage.json").write_text(json.dumps(known.to_json()))
     found = seen_by_bundle(tmp_path)
     assert (found.contents, found.hashes.tolist(), found.hashed) == (known.contents, known.hashes.tolist(), True)
+    assert found.unknown == (BEGUN,)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ class FixedEngine:
     """Gives the same answer for every image: three anchors, two classes; the first two anchors are confident."""
 
     name, runtime_version, precision, threads = "fixed", "1", "float32", 1
+    fixed_batch = None
 
     def __init__(self, box_shift: float = 0.0, score_shift: float = 0.0, background_shift: float = 0.0) -> None:
         self.boxes_xyxy = np.array([[0, 0, 10, 10], [5, 5, 20, 20], [1, 1, 2, 2]], np.float32)

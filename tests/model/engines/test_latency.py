@@ -19,6 +19,7 @@ class SleepingEngine:
     """Takes a known time; ``disturbed`` calls take twenty times as long."""
 
     name, runtime_version, precision, threads = "sleeping", "1.2", "int8", 2
+    fixed_batch: int | None = None
 
     def __init__(self, seconds: float, disturb_every: int = 0) -> None:
         self._seconds, self._disturb_every, self.calls = seconds, disturb_every, 0
@@ -107,6 +108,27 @@ def test_engines_of_different_sizes_are_measured_together() -> None:
     images = {"small": IMAGES, "large": np.zeros((2, 3, 64, 64), np.uint8)}
     records = measure_latency(engines, images, warmup_seconds=0.0, repeats=3, spread_limit=LAX)
     assert [(record.input_size, record.batch) for record in records.values()] == [(32, 1), (64, 2)]
+
+
+class FixedBatchEngine(SleepingEngine):
+    """Computes full batches only, as a file with a fixed batch does."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__(0.0)
+        self.fixed_batch, self.given = batch, set[tuple[int, ...]]()
+
+    def run(self, images: NDArray[np.uint8]) -> EngineOutput:
+        self.given.add(images.shape)
+        return super().run(images)
+
+
+@pytest.mark.parametrize("given", [1, 3, 9])
+def test_a_fixed_batch_is_measured_full_and_recorded(given: int) -> None:
+    engines = {"free": SleepingEngine(0.0), "four": FixedBatchEngine(4)}
+    images = np.zeros((given, 3, 32, 32), np.uint8)
+    records = measure_latency(engines, images, warmup_seconds=0.0, repeats=3, spread_limit=LAX)
+    assert (records["free"].batch, records["four"].batch) == (given, 4)
+    assert engines["four"].given == {(4, 3, 32, 32)}  # type: ignore[attr-defined]
 
 
 class GpuEngine(SleepingEngine):

@@ -20,6 +20,7 @@ class BoxEngine:
     """Two boxes in each image, one of them above the threshold; takes 20 ms, which counts nowhere here."""
 
     name, runtime_version, precision, threads = "boxes", "1", "int8", 1
+    fixed_batch = None
 
     def run(self, images: NDArray[np.uint8]) -> EngineOutput:
         assert images.shape == (1, 3, 32, 32)

@@ -59,6 +59,7 @@ def test_a_plan_computes_what_its_file_does(
     build_tensorrt(detector.int8_onnx, tmp_path / "out")
     engine = TensorRTEngine.from_file(tmp_path / "out" / "model.plan", cuda_graph=cuda_graph)
     assert (engine.precision, engine.runtime_version, engine.batch) == ("int8", "11.4.0.106", 1)
+    assert engine.fixed_batch == 1
     images = detector.images[:3]
     expected = tuple(
         np.concatenate(parts) for parts in zip(*(reference.run(image[None]) for image in images), strict=True)
@@ -84,7 +85,7 @@ def test_batches_up_to_the_largest(
 ) -> None:
     plan = build_cached(detector.int8_onnx, largest_batch=4)
     engine = TensorRTEngine.from_file(plan)
-    assert engine.batch == 4
+    assert engine.batch == 4 and engine.fixed_batch is None
     assert_equal_outputs(engine.run(detector.images[:count]), reference.run(detector.images[:count]), atol=1e-4)
 
 
@@ -93,7 +94,7 @@ def test_a_file_with_a_fixed_batch_is_filled(
 ) -> None:
     export_half(detector.int8_onnx, tmp_path / "four.onnx", batch=4)
     engine = TensorRTEngine.from_file(build_cached(tmp_path / "four.onnx"))
-    assert engine.batch == 4
+    assert engine.batch == engine.fixed_batch == 4
     assert_equal_outputs(engine.run(detector.images[:5]), reference.run(detector.images[:5]), atol=1e-4)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector, as_input, export_detector, golden_network
+from safetensors.torch import load_file, save_file
 
 from model.checkpoint import CheckpointMetadata
 from model.data.loader import Batch
@@ -233,6 +234,62 @@ def test_damaged_and_foreign_files_are_refused(quantized: YoloNAS, detector: Exp
         load_quantized(tmp_path)
     (tmp_path / METADATA_FILE).unlink()
     with pytest.raises(ValueError, match="nasline quantize"):
+        load_quantized(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"float_layers": None}, "float_layers must be a JSON object, but it is missing"),
+        ({"float_layers": ["a"]}, r"float_layers must be a JSON object, but it is \['a'\]"),
+        ({"float_layers": {"nowhere": ""}}, "float_layers: not a quantizable layer: nowhere"),
+        ({"checkpoint": None}, "checkpoint must be a JSON object, but it is missing"),
+        ({"checkpoint": {"schema_version": 1}}, "checkpoint is not valid metadata .expected the fields"),
+    ],
+)
+def test_a_record_without_its_fields_is_refused(
+    quantized: YoloNAS, tmp_path: Path, changed: dict[str, object], told: str
+) -> None:
+    save_quantized(tmp_path, quantized, METADATA)
+    record = {**json.loads((tmp_path / METADATA_FILE).read_text()), **changed}
+    kept = {name: value for name, value in record.items() if value is not None}
+    (tmp_path / METADATA_FILE).write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=f"{METADATA_FILE}: {told}.*; quantize again"):
+        load_quantized(tmp_path)
+
+
+STEM = "backbone.stem.conv.rbr_reparam"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "told"),
+    [
+        (f"{STEM}.input_amax", float("nan"), "holds nan, which is no finite number"),
+        (f"{STEM}.input_amax", float("inf"), "holds inf, which is no finite number"),
+        (f"{STEM}.input_amax", -1.0, "is -1, a range must not be negative"),
+        (f"{STEM}.weight", float("nan"), "holds nan, which is no finite number"),
+    ],
+)
+def test_numbers_that_compute_nonsense_are_refused(
+    quantized: YoloNAS, tmp_path: Path, tensor: str, value: float, told: str
+) -> None:
+    save_quantized(tmp_path, quantized, METADATA)
+    state = load_file(tmp_path / WEIGHTS_FILE)
+    state[tensor].view(-1)[-1] = value
+    save_file(state, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(ValueError, match=f"{WEIGHTS_FILE}: {tensor} {told}; quantize again"):
+        load_quantized(tmp_path)
+
+
+def test_a_range_of_zero_is_a_dead_input_and_only_zeros_are_no_calibration(quantized: YoloNAS, tmp_path: Path) -> None:
+    layers = list(quantized_layers(quantized).values())
+    layers[-1].input_amax.zero_()
+    save_quantized(tmp_path, quantized, METADATA)
+    assert list(quantized_layers(load_quantized(tmp_path)[0]).values())[-1].input_amax == 0
+    for layer in layers:
+        layer.input_amax.zero_()
+    save_quantized(tmp_path, quantized, METADATA)
+    with pytest.raises(ValueError, match="no range was ever calibrated; quantize again"):
         load_quantized(tmp_path)
 
 

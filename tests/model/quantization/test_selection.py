@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
-from model.quantization.selection import LayerCosts, Point, Search, Selection, rank_layers
+from model.quantization.selection import LayerCosts, Point, Search, Selection, affordable, rank_layers
 from model.quantization.sensitivity import LayerSensitivity
 
 NAMES = [f"layer{index}" for index in range(16)]
@@ -114,3 +114,28 @@ def test_the_choice_is_by_the_times_given() -> None:
     assert Selection(points, 0.9).chosen([1.0, 2.04, 2.0]) == points[1], "hardly slower, with fewer layers in float"
     assert Selection(points, 0.99).chosen([1.0, 3.0, 2.0]) == points[1], "none is accurate enough"
     assert not Selection(points, 0.99).met
+
+
+def test_a_layer_that_was_timed_too_long_is_found_all_the_same() -> None:
+    """Its time shuts it out of the ranking; along all layers it is found, and its time as a whole is within the cap."""
+    hostile = NAMES[3]
+    costs = LayerCosts(COSTS.int8, {**COSTS.floating, hostile: 9.0}, 5.0, "profiled")
+    found = sensitivities(**{name: 5.0 if name == hostile else 0.01 for name in NAMES})
+    ranking, further = (rank_layers(found, costs, (), most) for most in (0.15, 1.0))
+    assert hostile not in ranking and hostile == further[0]
+    search = Search(lambda choice: 0.9 if hostile in choice else 0.5, 0.85, 10, sorted)
+    selection = search.run(ranking, further)
+    assert any(point.float_layers == {hostile} for point in selection.points) and len(selection.points) <= 10
+    times = [37.0, *(21.0 + len(point.float_layers) for point in selection.points)]
+    allowed = affordable(selection.points, costs, (), 0.15, times)
+    usable = selection.keeping(allowed)
+    own_times = [time for time, is_allowed in zip(times[1:], allowed, strict=True) if is_allowed]
+    assert usable.met and usable.chosen(own_times).float_layers == {hostile}
+
+
+def test_a_choice_that_really_takes_too_long_is_not_allowed() -> None:
+    costs = LayerCosts(COSTS.int8, {**COSTS.floating, NAMES[3]: 9.0}, 5.0, "profiled")
+    points = [Point(frozenset(NAMES[first:last]), 1.0) for first, last in ((0, 0), (0, 2), (3, 4))]
+    assert affordable(points, costs, (), 0.15, [44.0, 21.0, 29.0, 29.0]) == [True, True, False], "3.45 of 23 may go"
+    assert affordable(points, costs, (), 0.15, [44.0, 21.0, 29.0, 24.4]) == [True, True, True]
+    assert affordable(points, costs, (), 0.15, []) == [True, True, False], "nothing was measured as a whole"

@@ -15,9 +15,10 @@ import pytest
 from gate_findings import record
 from onnx import TensorProto, helper, numpy_helper
 
+from model.onnx_file import fix_batch, load_onnx
 from model.preprocessing import Preprocessing
 from pipeline_tasks import bench_subjects, digests
-from pipeline_tasks.bench_picture import Point, draw_bench, frontier
+from pipeline_tasks.bench_picture import Point, draw_bench, frontier, frontiers
 from pipeline_tasks.bench_subjects import Subject, open_subjects, recorded_map, short_names
 from pipeline_tasks.commands import bench
 from pipeline_tasks.engine_table import EngineRow
@@ -124,6 +125,28 @@ def test_a_file_of_another_tool_is_refused(nasline: Nasline, tmp_path: Path) -> 
     assert "model.onnx is not a readable ONNX file" in nasline("bench", "foreign", code=65)
 
 
+def test_a_file_without_content_is_refused(nasline: Nasline, tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    for runtime in ("openvino", "onnxruntime"):
+        assert "empty.onnx (0 bytes) holds no graph" in nasline("bench", f"{runtime}:empty.onnx", code=65)
+
+
+def test_a_fixed_batch_is_told_in_the_table_and_in_the_run(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(fix_batch(load_onnx(engine / "model.onnx"), 4), tmp_path / "four.onnx")
+    logged: list[BenchRun] = []
+    monkeypatch.setattr(bench, "_log", lambda workspace, experiment, run: logged.append(run))
+    words = [f"onnxruntime:{engine}", f"onnxruntime:{tmp_path}/four.onnx"]
+    measuring = bench.Measuring(threads=1, repeats=10, warmup_seconds=0.0, maximum_spread=1000.0)
+    rows = bench.bench(words, measuring=measuring, workspace=str(tmp_path))
+    assert [row.record.batch for row in rows] == [1, 4]
+    heading, *lines = capsys.readouterr().out.splitlines()[1:4]
+    end = heading.index("batch") + len("batch")
+    assert [line[:end].split()[-1] for line in lines] == ["1", "4"]
+    assert logged[0].parameters["batch"] == "1, 4" and logged[0].table["batch"] == [1, 4]
+
+
 def test_noise_is_refused(nasline: Nasline, engine: Path) -> None:
     sentence = nasline("bench", engine, *QUICK[:-1], 1e-9, "--attempts", 1, code=75)
     assert "the latency of" in sentence and "in the quietest of 1 attempts" in sentence
@@ -198,6 +221,13 @@ def test_the_frontier_holds_what_nothing_beats_in_both() -> None:
     fast, slow = Point("fast", 1.0, 0.3), Point("slow", 4.0, 0.5)
     beaten, unknown, equal = Point("beaten", 2.0, 0.3), Point("unknown", 0.1, None), Point("equal", 4.0, 0.4)
     assert frontier([slow, unknown, beaten, equal, fast]) == [fast, slow]
+
+
+def test_engines_of_different_batches_are_not_compared(tmp_path: Path) -> None:
+    one, slower, four = Point("one", 1.0, 0.5), Point("slower", 2.0, 0.5), Point("four", 3.0, 0.5, batch=4)
+    assert frontiers([four, slower, one]) == [[one], [four]]
+    draw_bench([one, slower, four], (), "median latency", "CPU", tmp_path / "two.png")
+    assert (tmp_path / "two.png").stat().st_size > 5_000
 
 
 def test_the_picture_needs_an_engine_but_no_accuracy(tmp_path: Path) -> None:

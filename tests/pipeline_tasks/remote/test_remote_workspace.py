@@ -94,6 +94,33 @@ def test_damaged_or_missing_objects_are_never_taken_for_an_output(uri: str, tmp_
 
 
 @pytest.mark.slow
+def test_damaged_copy_in_the_cache_is_fetched_anew_and_never_shared(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = publish(RemoteWorkspace(uri, tmp_path / "a"), "abc")
+    workspace = RemoteWorkspace(uri, tmp_path / "b")
+    hashed: list[Path] = []
+    of_file = digests.of_file
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return of_file(path)
+
+    monkeypatch.setattr(digests, "of_file", counted)
+    assert workspace.verified("teach", "k", "checkpoint") is not None
+    assert len(hashed) == 2  # on their way here, and not again
+    file = tmp_path / "b" / "steps" / "teach" / "k" / "checkpoint" / "weights.bin"
+    file.write_text("abd")
+    found = workspace.verified("teach", "k", "checkpoint")
+    assert found is not None and found.digest() == digest and file.read_text() == "abc"
+    file.write_text("abd")
+    ObjectStore(uri).delete(["steps/teach/k/manifest.json"])
+    with pytest.raises(DataError, match=r"weights\.bin was changed after it was published .* run the step teach again"):
+        workspace.published("teach", "k")
+    assert ObjectStore(uri).read("steps/teach/k/manifest.json") is None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("at_the_same_moment", [False, True])
 def test_second_writer_is_compared_and_never_overwrites(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_same_moment: bool

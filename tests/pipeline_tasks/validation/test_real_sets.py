@@ -56,7 +56,7 @@ def test_three_real_sets_pass_together(shared: Path, tmp_path: Path, name: str) 
 def context_of(output: Path) -> Any:
     """As much of a step's context as `seen_by_run` reads."""
     inputs = {role: output / role for role in ("target", "pretrain", "unlabeled")}
-    return SimpleNamespace(inputs=inputs, parameters=resolve(None, {}), champion=None)
+    return SimpleNamespace(inputs=inputs, parameters=resolve(None, {}), champion=None, run={})
 
 
 def coco_layout(case: Path, folder: Path, split: str) -> Path:

@@ -1,0 +1,143 @@
+"""What `register` refuses: a gate whose files contradict each other, and an engine that the gate did not judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline_tasks import digests, register
+from pipeline_tasks.errors import DataError
+from pipeline_tasks.gate import gate, require_float
+from pipeline_tasks.params import resolve
+
+FILES = {"int8": "model.onnx", "float": "model.float.onnx"}
+RULE = {"name": "INT8 mAP50-95", "passed": True}
+ACCEPTED = {"passed": True, "sentence": "accepted: all 1 rules passed", "rules": [RULE]}
+REJECTED = {"passed": False, "sentence": "rejected: INT8 mAP50-95", "rules": [{**RULE, "passed": False}]}
+
+
+def write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Any:
+    """An accepted engine, its gate by OpenVINO, and no champion."""
+    engine, gate_folder = tmp_path / "export/engine", tmp_path / "gate"
+    engine.mkdir(parents=True)
+    for name, file in FILES.items():
+        (engine / file).write_text(name)
+        built = {"source_sha256": digests.of_file(engine / file)}
+        write(gate_folder / "target" / name / "build.json", built)
+    write(engine.parent / "manifest.json", {"files": digests.of_folder(engine.parent)})
+    write_verdict(gate_folder, ACCEPTED, told=ACCEPTED)
+    output = tmp_path / "output"
+    output.mkdir()
+    inputs = {"engine": engine, "gate": gate_folder}
+    return SimpleNamespace(inputs=inputs, output=output, parameters=resolve(None, {}), champion=None, run={})
+
+
+def write_verdict(folder: Path, verdict: dict[str, Any], told: dict[str, Any]) -> None:
+    write(folder / "verdict.json", verdict)
+    write(folder / "manifest.json", {"summary": {"passed": int(told["passed"]), "verdict": told["sentence"]}})
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends the step where it has found nothing to refuse."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(register, "_bundle", end)
+
+
+def test_the_engine_that_was_judged_is_registered(context: Any, reached: None) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        register.register(context)
+
+
+def test_nothing_is_built_for_onnx_runtime(context: Any, reached: None) -> None:
+    for name in FILES:
+        (context.inputs["gate"] / "target" / name / "build.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        register.register(context)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told", "contradicts"),
+    [
+        ({**REJECTED, "passed": True, "rules": [RULE]}, REJECTED, "the manifest beside it"),
+        (ACCEPTED, REJECTED, "the manifest beside it"),
+        ({**ACCEPTED, "sentence": REJECTED["sentence"]}, ACCEPTED, "the manifest beside it"),
+        ({**REJECTED, "passed": True}, {**REJECTED, "passed": True}, "its own rules"),
+    ],
+)
+def test_a_verdict_that_contradicts_what_the_gate_told_registers_nothing(
+    context: Any, reached: None, verdict: dict[str, Any], told: dict[str, Any], contradicts: str
+) -> None:
+    write_verdict(context.inputs["gate"], verdict, told)
+    with pytest.raises(DataError, match=rf"verdict\.json contradicts {contradicts} .*run the step gate again"):
+        register.register(context)
+    assert not list(context.output.iterdir())
+
+
+def test_a_rejection_is_still_a_result(context: Any) -> None:
+    write_verdict(context.inputs["gate"], REJECTED, told=REJECTED)
+    assert register.register(context) == {"registered": 0, "because": REJECTED["sentence"]}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_engine_that_the_gate_did_not_build_from_is_refused(context: Any, reached: None, name: str) -> None:
+    write(context.inputs["gate"] / "target" / name / "build.json", {"source_sha256": "0" * 64})
+    with pytest.raises(DataError, match=rf"{name}/build\.json was built of another file than .*{FILES[name]}"):
+        register.register(context)
+
+
+def test_a_damaged_champion_is_not_carried_along(context: Any, reached: None, tmp_path: Path) -> None:
+    write(tmp_path / "champion/engine/engine.json", {})
+    context.champion = tmp_path / "champion"
+    context.run = {"champion": {"name": "yolo", "version": "7", "digest": "0" * 64}}
+    with pytest.raises(DataError, match="is not the engine of yolo v7"):
+        register.register(context)
+
+
+def write_network(file: Path, quantized: bool) -> None:
+    """One activation, with or without a quantization behind it; the weights are stored in INT8 in both."""
+    constants: dict[str, Any] = {
+        "scale": np.array(0.1, np.float32),
+        "zero": np.array(0, np.int8),
+        "weight": np.ones(1, np.int8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scale", "zero"], ["float_weight"]),
+        helper.make_node("Mul", ["images", "float_weight"], ["product"]),
+        *([helper.make_node("QuantizeLinear", ["product", "scale", "zero"], ["rounded"])] if quantized else []),
+    ]
+    output = ("rounded", TensorProto.INT8) if quantized else ("product", TensorProto.FLOAT)
+    graph = helper.make_graph(
+        nodes, "network", [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info(*output, [1])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph), file)
+
+
+def test_the_gate_refuses_a_float_engine_that_is_quantized(context: Any) -> None:
+    file = context.inputs["engine"] / FILES["float"]
+    write_network(file, quantized=False)
+    require_float(file)
+    write_network(file, quantized=True)
+    with pytest.raises(DataError, match=rf"{file} must be the float engine, but it is quantized \(QuantizeLinear\)"):
+        gate(context)
+    file.write_text("no network")
+    with pytest.raises(DataError, match="not a readable ONNX file"):
+        gate(context)
