@@ -66,7 +66,7 @@ def test_everything_on_request(
     make_context: Callable[..., Any], images: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(export, "_comparison_images", lambda *_: images)
-    asked = {"half": True, "nms": "static", "batch": 2, "nms_iou_threshold": 0.3, "nms_sweeps": 30}
+    asked = {"map_images": 0, "half": True, "nms": "static", "batch": 2, "nms_iou_threshold": 0.3, "nms_sweeps": 30}
     summary = export.export(make_context(tmp_path / "out", **asked))
     engine = tmp_path / "out" / "engine"
     assert {file.name for file in engine.iterdir()} == {
