@@ -99,16 +99,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_digits: Path) -> Te
     return terminal
 
 
+@contextlib.contextmanager
+def real_commands(terminal: Terminal) -> Iterator[None]:
+    """DAGs run the real `nasline` in the terminal's workspace, with its params.yaml."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NASLINE_WORKSPACE", "OMP_NUM_THREADS"):
+            patch.setenv(name, terminal.environment[name])
+        patch.setenv("NASLINE_COMMAND", f"{sys.executable} -m pipeline_tasks")
+        patch.setenv("NASLINE_PARAMS", str(terminal.folder / "params.yaml"))
+        patch.chdir(terminal.folder)
+        patch.setattr(time, "sleep", short_sleep)
+        yield
+
+
 @pytest.fixture(scope="module")
 def run_dag(prepared: Terminal) -> Iterator[RunDag]:
     """Runs the DAG with the real `nasline` on an engine; options of the gate by their own name."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("NASLINE_WORKSPACE", "OMP_NUM_THREADS"):
-            patch.setenv(name, prepared.environment[name])
-        patch.setenv("NASLINE_COMMAND", f"{sys.executable} -m pipeline_tasks")
-        patch.setenv("NASLINE_PARAMS", str(prepared.folder / "params.yaml"))
-        patch.chdir(prepared.folder)
-        patch.setattr(time, "sleep", short_sleep)
+    with real_commands(prepared):
         fixed = {
             "start.model_name": MODEL, "start.dataset": str(prepared.data / "target"), "gate.latency_repeats": 100,
             "gate.latency_warmup_seconds": 0.1, "gate.minimum_class_boxes": 1,

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 from test_dag_chain import load_dag
-from test_gate_in_the_dag import parent_tags, short_sleep
+from test_gate_in_the_dag import parent_tags, real_commands
 from typed_chain import Terminal
 
 from pipeline_tasks.tracking.client import connect
@@ -90,13 +89,7 @@ def write_training_set(terminal: Terminal, content: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def run_dag(terminal: Terminal) -> Iterator[RunDag]:
     """Runs a DAG with the real `nasline`, whose parameters are those of params.yaml."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("NASLINE_WORKSPACE", "OMP_NUM_THREADS"):
-            patch.setenv(name, terminal.environment[name])
-        patch.setenv("NASLINE_COMMAND", f"{sys.executable} -m pipeline_tasks")
-        patch.setenv("NASLINE_PARAMS", str(terminal.folder / "params.yaml"))
-        patch.chdir(terminal.folder)
-        patch.setattr("time.sleep", short_sleep)
+    with real_commands(terminal):
 
         def run(dag: str) -> Retrained:
             output = StringIO()
