@@ -52,8 +52,9 @@ class TableBuilder:
             self._file.flush()
         except OSError as error:
             raise _no_room(error) from error
-        with self._file as file:
-            return pa.ipc.open_file(pa.memory_map(_path_of(file))).read_all()
+        # Closed here, not when the last reference goes: Arrow's reading threads may hold theirs a little longer.
+        with self._file as file, pa.memory_map(_path_of(file)) as mapped:
+            return pa.ipc.open_file(mapped).read_all()
 
     def _flush(self) -> None:
         if self._rows:
