@@ -183,8 +183,9 @@ def kill_once(terminal: Any, command: tuple[str, ...], delay: float, draw: rando
 
 
 def last_words(output: str) -> str:
-    """What a command said at its end, as a row keeps it."""
-    return " ".join(output[-300:].split())
+    """What a command said at its end, or of an error in its middle, as a row keeps it."""
+    traceback = output.find("Traceback")
+    return " ".join((output[traceback:][:1500] if traceback >= 0 else output[-300:]).split())
 
 
 def popen(terminal: Any, command: tuple[str, ...]) -> subprocess.Popen[str]:

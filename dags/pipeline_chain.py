@@ -135,7 +135,8 @@ def outcome(start: Mapping[str, Any], gate: Mapping[str, Any] | None, register: 
         return f"The gate {verdict}. Nothing was registered; the champion is unchanged."
     summary = register.get("summary", {})
     registered = f"{summary['model']} v{summary['version']}" if "version" in summary else register["sentence"]
-    return f"The gate {verdict}. Registered: {registered}."
+    not_champion = f" Not champion: {summary['not_champion']}." if "not_champion" in summary else ""
+    return f"The gate {verdict}. Registered: {registered}.{not_champion}"
 
 
 def _common(step: StepDefinition, part: str = "", accelerator: bool | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,17 @@ from pipeline_tasks.published_latency import DEVICE, PublishedLatency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FAMILY_COLOURS = ("tab:orange", "tab:green", "tab:olive", "tab:purple", "tab:brown", "tab:cyan")
+SIZE_INCHES = (10.0, 7.0)
+TITLE_SIZE, LEGEND_SIZE = 11, 8
+TITLE_POINTS = 640.0
+COLUMN_POINTS = {2: 315.0, 1: 660.0}
+"""Room for the text of an entry in a legend of so many columns, in points (72 to an inch)."""
+USUAL_LINES = 8
+"""Of a legend, for which the picture has room; more make it higher."""
+LINE_INCHES = 0.165
 TICKS_MS = tuple(step * 10.0**power for power in range(-2, 4) for step in (1, 2, 3, 5, 7))
 
 
@@ -50,20 +60,56 @@ def draw_bench(
 
     if not points:
         raise ValueError("no engine was measured, so there is nothing to draw")
-    figure = Figure(figsize=(10, 7), dpi=100, layout="constrained")
+    figure = Figure(figsize=SIZE_INCHES, dpi=100, layout="constrained")
     axes = figure.subplots()
     _draw_published(axes, published)
     _draw_measured(axes, points)
     _set_scale(axes, [point.latency_ms for point in points] + [row.latency_ms for row in published])
     apart = f"\nhollow: published for the {DEVICE} and COCO, not measured here" if published else ""
     batches = " and ".join(map(str, _batches(points)))
-    axes.set_title(f"Latency of one call and accuracy, batch {batches}, measured on {device}{apart}", fontsize=11)
+    title = wrapped(
+        f"Latency of one call and accuracy, batch {batches}, measured on {device}", TITLE_POINTS, TITLE_SIZE
+    )
+    axes.set_title(title + apart, fontsize=TITLE_SIZE)
     axes.set(xlabel=f"{latency} [ms], logarithmic", ylabel="mAP50-95 [points]")
     axes.margins(y=0.1)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    _draw_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_figure(path, metadata={"Software": None})  # without a date: equal plots, equal files
+
+
+def wrapped(text: str, points: float, size: float) -> str:
+    """The text in lines that are no wider, broken behind a blank or a slash where there is one."""
+    lines: list[str] = [""]
+    for piece in re.findall(r"[^\s/]*[\s/]?", text):
+        if lines[-1] and _width(lines[-1] + piece.rstrip(), size) > points:
+            lines.append("")
+        for letter in piece:  # a piece may be wider than a line
+            if lines[-1] and _width(lines[-1] + letter, size) > points and not letter.isspace():
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _width(text: str, size: float) -> float:
+    """In points, in the font of the picture."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0])
+
+
+def _draw_legend(figure: Figure, axes: Axes) -> None:
+    """Below the picture; names that are too long for two columns take one, in as many lines as they need."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if all(_width(label, LEGEND_SIZE) <= COLUMN_POINTS[2] for label in labels) else 1
+    texts = [wrapped(label, COLUMN_POINTS[columns], LEGEND_SIZE) for label in labels]
+    lines = sum(text.count("\n") + 1 for text in texts) // columns
+    figure.set_figheight(SIZE_INCHES[1] + max(0, lines - USUAL_LINES) * LINE_INCHES)
+    legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=LEGEND_SIZE)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollars
 
 
 def _draw_measured(axes: Axes, points: Sequence[Point]) -> None:

@@ -14,6 +14,7 @@ import random
 import re
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 ROOT_FILE, LIST_FILE = "images_root.yaml", "images_root.arrow"
 KEY = "images_root"
 PICTURES = "images/"
+FETCHED_AT_ONCE = 16
+"""Threads for a set whose pictures stay in a bucket: they mostly wait."""
 TRIES = 4
 FIRST_PAUSE_SECONDS = 0.5
 """Before the second try, doubled for each further one; boto3's own tries come on top."""
@@ -76,6 +79,15 @@ class BucketImages:
         """Bytes of a picture, None where the list has none of that name."""
         row = self._row(path)
         return None if row is None else int(self._table["size"][row].as_py())
+
+    def etags(self, paths: Sequence[str]) -> dict[str, str]:
+        """ETags of those of the pictures that are in the list, by path."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        rows = pc.index_in(pa.array(paths, pa.string()), value_set=self._paths)
+        found = zip(paths, self._table["etag"].combine_chunks().take(rows).to_pylist(), strict=True)
+        return {path: etag for path, etag in found if etag is not None}
 
     def content(self, path: str) -> bytes:
         """The bytes of a picture, from the local cache or else from the bucket.
@@ -158,6 +170,35 @@ def of_folder(folder: Path) -> BucketImages | None:
     if place not in _opened:
         _opened[place] = BucketImages(folder, _address(folder / ROOT_FILE), default_cache())
     return _opened[place]
+
+
+def is_there(folder: Path, path: str) -> bool:
+    """Whether a set has the picture `path`: in its folder, or in the list of the bucket where its pictures stay."""
+    bucket = of_folder(folder)
+    return Path(folder, path).is_file() if bucket is None else bucket.size(path) is not None
+
+
+def shared_list(folders: Sequence[Path]) -> Path | None:
+    """The folder whose list of a bucket serves all these sets; None where all have their pictures themselves.
+
+    Raises:
+        DataError: their pictures lie in different places, which one set cannot name.
+    """
+    addresses = [address_of(folder) for folder in folders]
+    if len(set(addresses)) > 1:
+        places = (f"{folder}: {address or 'in the folder'}" for folder, address in zip(folders, addresses, strict=True))
+        raise DataError(
+            f"the pictures of the sets lie in different places ({', '.join(places)}), but a set has only one; let "
+            "`nasline data export` write copies that have their pictures, and take these"
+        )
+    if addresses[0] is None:
+        return None
+    if any((folder / LIST_FILE).read_bytes() != (folders[0] / LIST_FILE).read_bytes() for folder in folders[1:]):
+        raise DataError(
+            f"{' and '.join(map(str, folders))} have different lists of {addresses[0]}; run `nasline data add` for "
+            "each, so that all are of today"
+        )
+    return folders[0]
 
 
 def _changed_at(file: Path) -> int | None:

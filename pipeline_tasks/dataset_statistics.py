@@ -6,7 +6,8 @@ on when these are long gone. It holds counts only: histograms over fixed bins of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ BINS_PER_OCTAVE = 4
 GROUPS = 10
 """Of about equal mass over both datasets: the usual number for a population stability index."""
 SCHEMA_VERSION = 1
+BOX_COLUMNS = ("image_id", "category", "w", "h", "iscrowd")
+"""What of the boxes is looked at."""
 
 Histogram = dict[int, int]
 """Counts by bin; bin n holds values from 2^(n / 4) to 2^((n + 1) / 4)."""
@@ -55,24 +58,38 @@ class Distance:
         return self.value > limit + self.by_chance
 
 
-def statistics_of(images: pa.Table, boxes: pa.Table, class_names: tuple[str, ...]) -> DatasetStatistics:
-    """Statistics of the training split of published tables (`model.data.tables`)."""
+def statistics_of(images: pa.Table, boxes: Iterable[pa.RecordBatch], class_names: tuple[str, ...]) -> DatasetStatistics:
+    """Statistics of the training split of published tables (`model.data.tables`), the boxes batch by batch.
+
+    `boxes`: batches with at least the `BOX_COLUMNS`; no more than one of them is held.
+    """
     import numpy as np
     import pyarrow.compute as pc
 
-    train = images.filter(pc.equal(images["split"], "train"))
-    areas = train["width"].to_numpy().astype(np.float64) * train["height"].to_numpy()
-    chosen = boxes.filter(pc.invert(boxes["iscrowd"]))
-    rows = pc.index_in(chosen["image_id"], value_set=train["image_id"].combine_chunks())
-    owned = pc.is_valid(rows)
-    chosen, owners = chosen.filter(owned), rows.filter(owned).to_numpy()
-    counts = np.bincount(chosen["category"].to_numpy(), minlength=len(class_names))
+    train = images.filter(pc.equal(images["split"], "train")).sort_by("image_id")
+    owners, areas = train["image_id"].to_numpy(), _areas(train)
+    counts, box_sides = np.zeros(len(class_names), np.int64), Counter[int]()
+    for batch in boxes:
+        chosen = batch.filter(pc.invert(batch["iscrowd"]))
+        rows = np.searchsorted(owners, chosen["image_id"].to_numpy())
+        owned = np.append(owners, -1)[rows] == chosen["image_id"].to_numpy()
+        category, w, h = (chosen[name].to_numpy()[owned] for name in ("category", "w", "h"))
+        counts += np.bincount(category, minlength=len(class_names))
+        box_sides.update(_histogram(np.sqrt(w * h / areas[rows[owned]])))
     return DatasetStatistics(
         len(train),
         {name: int(count) for name, count in zip(class_names, counts, strict=True)},
-        _histogram(np.sqrt(chosen["w"].to_numpy() * chosen["h"].to_numpy() / areas[owners])),
+        dict(sorted(box_sides.items())),
         _histogram(np.sqrt(areas)),
     )
+
+
+def _areas(images: pa.Table) -> NDArray[np.float64]:
+    """Square pixels of each picture."""
+    import numpy as np
+
+    areas: NDArray[np.float64] = images["width"].to_numpy().astype(np.float64) * images["height"].to_numpy()
+    return areas
 
 
 def from_json(content: Any) -> DatasetStatistics | None:

@@ -115,7 +115,7 @@ def _folders(parameters: Parameters) -> dict[str, Path]:
 
 
 def _size_of(folder: Path) -> SetSize:
-    with open_set(str(folder), rows_suffice=True) as opened:
+    with open_set(str(folder)) as opened:
         return SetSize(dict(Counter(usable_images(opened.raw)["split"].to_pylist())), len(opened.raw.boxes))
 
 
@@ -144,7 +144,7 @@ def _measure(
     """One probe for each training that is to do; trainings that cost the same share it."""
     measured: dict[str, Measured] = {}
     known: dict[tuple[object, ...], Measured] = {}
-    with open_set(parameters.start.dataset, rows_suffice=True) as opened:
+    with open_set(parameters.start.dataset) as opened:
         for name, training in _trainings(parameters, sets).items():
             if finished.get(name):
                 continue
@@ -206,7 +206,7 @@ def _images(name: str, sets: dict[str, SetSize]) -> tuple[int, int]:
 
 def _reading_seconds(folder: str) -> float:
     """Of one picture, with every core at work: read, decode, hash."""
-    with open_set(folder, rows_suffice=True) as opened:
+    with open_set(folder) as opened:
         paths = usable_images(opened.raw)["path"].to_pylist()[:READ_PICTURES]
         began = time.perf_counter()
         fingerprints(opened.folder, paths)

@@ -16,10 +16,11 @@ from typing import Any
 from pipeline_tasks import process, system_metrics
 from pipeline_tasks.errors import EXIT_DONE, TemporaryError
 from pipeline_tasks.keys import RunKeys, StepKey, champion_folder
-from pipeline_tasks.params import Parameters
+from pipeline_tasks.params import Parameters, of_run
 from pipeline_tasks.steps import StepDefinition, definition, reference
 from pipeline_tasks.team import Helped, Team
 from pipeline_tasks.tracking.mirror import StepRecord, Tracker
+from pipeline_tasks.tracking.registry import require_unchanged
 from pipeline_tasks.workspace import Published, Workspace, lease_wait_seconds
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,9 @@ def execute(
         if published is None:
             _fetch_inputs(keys, step_definition, workspace.verified)
             if step_definition.sharded and not shard:
-                _fetch_shards(workspace, step, key, Parameters.model_validate(frozen["parameters"]))
+                _fetch_shards(workspace, step, key, of_run(frozen))
+            if frozen["champion"]:
+                require_unchanged(champion_folder(workspace, frozen["champion"]), frozen["champion"])
             team.tell(None)
             context = _context(
                 workspace,
@@ -173,7 +176,7 @@ def assist(workspace: Workspace, run: str, step: str, body: StepBody, stopper: p
 def _context(workspace: Workspace, frozen: dict[str, Any], step_key: StepKey, **own: Any) -> StepContext:
     """A step's context; `own` are the fields in which the first process and its helpers differ."""
     return StepContext(
-        parameters=Parameters.model_validate(frozen["parameters"]),
+        parameters=of_run(frozen),
         inputs={name: entry.folder for name, entry in step_key.inputs.items()},
         input_digests={name: entry.digest for name, entry in step_key.inputs.items()},
         workspace=workspace,

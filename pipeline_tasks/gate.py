@@ -44,7 +44,7 @@ def gate(context: StepContext) -> dict[str, Any]:
     A rejection is a result: it is published, and the command's exit code 99 tells it.
 
     Raises:
-        DataError: the float engine is quantized, or the champion's engine is not the one that the run pinned.
+        DataError: the float engine is quantized, or the test split has no box to measure accuracy by.
         ConfigurationError: this machine is not the target, or lacks what the target needs.
         TemporaryError: the latency scatters too much to be judged.
     """
@@ -54,9 +54,9 @@ def gate(context: StepContext) -> dict[str, Any]:
     given, engine_folder = context.parameters.gate, context.inputs["engine"]
     require_target(given.target)
     require_float(engine_folder / FLOAT_FILE)
-    champion.require_unchanged(context)
     preprocessing = read_preprocessing(engine_folder)
     test_set = read_dataset(context.inputs["target"]).split("test")
+    require_boxes(test_set)
     held_out, seen = seen_images.read_held_out(context.inputs["target"]), seen_images.seen_by_run(context)
     engines = _build_engines(context, engine_folder)
     detected = {name: detect_with(context, engine, test_set, preprocessing) for name, engine in engines.items()}
@@ -98,6 +98,19 @@ def require_float(onnx_file: Path) -> None:
         )
 
 
+def require_boxes(test_set: ImageSet) -> None:
+    """Make sure that there is an accuracy to judge: without a box of any class it is no number.
+
+    Raises:
+        DataError: there is no box, or none but crowd regions, which do not count.
+    """
+    if test_set.all_boxes().is_crowd.all():
+        raise DataError(
+            f"the test split has {len(test_set)} images but no box beside crowd regions, by which accuracy cannot be "
+            "measured: label its images and start another run"
+        )
+
+
 def read_preprocessing(engine_folder: Path) -> Preprocessing:
     """How images must be prepared for an engine."""
     from model.preprocessing import Preprocessing
@@ -121,10 +134,10 @@ def build_engine(onnx_file: Path, folder: Path, given: GateParameters) -> Engine
 
         report = build_openvino(onnx_file, folder, given.latency_threads)
         log.info("%s: %d convolutions run in INT8, %d in float", onnx_file.name, *_counts(report))
-        onnx_file = folder / "model.xml"
-    if given.engine_runtime == "tensorrt":
-        onnx_file = _build_tensorrt(onnx_file, folder, given.target)
-    return load_engine(onnx_file, runtime=given.engine_runtime, threads=given.latency_threads)
+        built = folder / "model.xml"
+    else:
+        built = _build_tensorrt(onnx_file, folder, given.target)
+    return load_engine(built, runtime=given.engine_runtime, threads=given.latency_threads)
 
 
 def float_instead(engine: Engine, engine_folder: Path) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline_tasks.seen_images import Exclusion
 
 NAMED_LAYERS = 3
+NOT_RECORDED = "none is recorded"
 LICENCE_KINDS = ("image", "annotation", "weights")
 
 
@@ -62,7 +63,7 @@ def judge(found: Findings, given: GateParameters) -> Verdict:
         *_licences(found, given),
         *champion.rules(found.compared, given),
     )
-    return Verdict(rules, switched_off(given))
+    return Verdict(rules, switched_off(given), _noise(found.latency))
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,14 @@ def _latency(found: Findings, limits: _Limits) -> list[Rule]:
     ]
 
 
+def _noise(latency: GateLatency) -> tuple[str, ...]:
+    """Of a record that no rule may judge, and that none has judged."""
+    noisy = [f"{name} {record.spread:.0%}" for name, record in latency.engines.items() if record.noisy]
+    limit = max(record.spread_limit for record in latency.engines.values())
+    told = f"the measured times are noise, not to be relied on (spread of {', '.join(noisy)}; limit {limit:.0%})"
+    return (told,) if noisy else ()
+
+
 def _licences(found: Findings, given: GateParameters) -> list[Rule]:
     """Each kind apart; a licence that is not listed, or unknown, is not accepted."""
     rules = []
@@ -163,7 +172,7 @@ def _licences(found: Findings, given: GateParameters) -> list[Rule]:
         parameter = f"require_{kind}_licence"
         accepted = getattr(given, parameter)
         if accepted is not None:
-            refused = sorted(found.licences[kind] - set(accepted))
+            refused = sorted((found.licences[kind] or {NOT_RECORDED}) - set(accepted))
             measured = "not accepted: " + ", ".join(refused) if refused else "policy satisfied"
             how = "lineage of the engine"
             rules.append(Rule(f"{kind} licences", ", ".join(accepted), measured, "", how, not refused, parameter))

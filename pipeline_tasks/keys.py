@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from pipeline_tasks import champion_data, digests, initial_checkpoint, pinned_files
 from pipeline_tasks.errors import UsageError
-from pipeline_tasks.params import Parameters
+from pipeline_tasks.params import Parameters, of_run
 from pipeline_tasks.steps import Input, StepDefinition, definition, reference
 from pipeline_tasks.tracking.registry import ITSELF, fetch_model
 from pipeline_tasks.workspace import Workspace
@@ -48,7 +48,7 @@ class RunKeys:
 
     def __init__(self, workspace: Workspace, frozen: Mapping[str, Any]) -> None:
         self._workspace, self._frozen = workspace, frozen
-        self._parameters = Parameters.model_validate(frozen["parameters"])
+        self._parameters = of_run(frozen)
         self._known: dict[str, StepKey] = {}
 
     def of(self, step: str, part: str = "") -> StepKey:

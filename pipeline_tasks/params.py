@@ -8,6 +8,7 @@ this module.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline_tasks.errors import DataError, ParameterError
 from pipeline_tasks.export_parameters import ExportParameters
 from pipeline_tasks.gate_parameters import GateParameters
+from pipeline_tasks.quantize_parameters import QuantizeParameters
 from pipeline_tasks.schema import Section, parameter
 from pipeline_tasks.training_parameters import TrainingParameters
 from pipeline_tasks.validation_parameters import ValidateDataParameters
@@ -189,59 +191,6 @@ class DistillParameters(TrainingParameters):
     )
 
 
-class QuantizationTrainingParameters(TrainingParameters):
-    """The quantization-aware training loop: a short one with a small learning rate."""
-
-    epochs: int = parameter(3, "Passes over the training images", unit="epochs", ge=1, le=1000)
-    learning_rate: float = parameter(2e-5, "Peak learning rate of AdamW", gt=0, le=1)
-    warmup_steps: int = parameter(20, "Optimiser steps of linear warm-up", unit="steps", ge=0)
-    mosaic: float = parameter(0.0, "Probability of joining four images into one", ge=0, le=1)
-    distillation_weight: float = parameter(1.0, "Weight of distillation from the float network", ge=0)
-
-
-class QuantizeParameters(Section):
-    """Calibration, choice of the float layers, and quantization-aware training."""
-
-    calibration_images: int = parameter(256, "Training images the ranges are measured on", unit="images", ge=1)
-    observer: Literal["auto", "max", "percentile", "mse"] = parameter(
-        "auto", "How activation ranges are chosen; auto tries max, mse and the percentiles 99.99 and 99.999, and takes "
-        "the one with the least error on confident predictions on the sensitivity images",
-    )  # fmt: skip
-    percentile: float = parameter(
-        99.99, "Share of activations inside the range, with observer percentile", unit="percent", gt=50, le=100
-    )
-    sensitivity_images: int = parameter(64, "Training images the layer sensitivity is measured on", ge=1)
-    float_layers: list[str] = parameter(
-        [], "More layers to leave in float, as patterns of names such as backbone.stem*"
-    )
-    bias_correction: bool = parameter(
-        True, "Take off each layer's bias what rounding shifts the mean of its output by, on the calibration images"
-    )
-    merge_upsampling: bool = parameter(
-        True, "Merge the neck's transposed convolutions with the 1x1 convolutions behind them, so that both run in INT8"
-    )
-    maximum_float_share: float = parameter(
-        0.15, "Share of the time that INT8 saves that selective quantization may give up; profiled where the gate's "
-        "target is cpu with OpenVINO, else predicted from multiply-adds",
-        ge=0, le=1,
-    )  # fmt: skip
-    selection_evaluations: int = parameter(
-        10, "Most choices of float layers measured on the validation split, PTQ included; 0 leaves selection out",
-        ge=0, le=1000,
-    )  # fmt: skip
-    profile_rounds: int = parameter(
-        30, "Timed runs of each form of the engine while layers are profiled; the shortest count", ge=1, le=10000
-    )
-    map_budget: float = parameter(
-        0.5, "mAP that may be lost on the validation split before layers are left in float or QAT is needed",
-        unit="points", ge=0, le=100,
-    )  # fmt: skip
-    qat: Literal["auto", "always", "never"] = parameter(
-        "auto", "Quantization-aware training: when selective quantization misses the budget, always, or never"
-    )
-    training: QuantizationTrainingParameters = QuantizationTrainingParameters()
-
-
 class RegisterParameters(Section):
     """Registration of the accepted engine, and the watch over the champion."""
 
@@ -343,6 +292,18 @@ def resolve(parameter_file: Path | None, options: dict[str, Any]) -> Parameters:
         raise ParameterError(_sentence(error, source, options)) from None
 
 
+def of_run(frozen: Mapping[str, Any]) -> Parameters:
+    """The parameters that `start` froze.
+
+    Raises:
+        ParameterError: an older release froze what this one no longer takes.
+    """
+    try:
+        return Parameters.model_validate(frozen["parameters"])
+    except ValidationError as error:
+        raise ParameterError(_sentence(error, f"run.json of run {frozen['run']}", {})) from None
+
+
 def _read_parameter_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -373,8 +334,9 @@ def _sentence(error: ValidationError, source: str, options: dict[str, Any]) -> s
         origin = "option" if key in options else source
         if fault["type"] == "extra_forbidden":
             faults.append(f"{origin}: {key} is no known parameter{_suggestion(key)}")
-        elif fault["type"] == "value_error":  # of a whole section, whose values would fill the screen
-            faults.append(f"{origin}: {key}.{fault['ctx']['error']}")
+        elif fault["type"] == "value_error":
+            whole_section = isinstance(fault["input"], dict)  # whose values would fill the screen
+            faults.append(f"{origin}: {key}{'.' if whole_section else ' '}{fault['ctx']['error']}")
         else:
             faults.append(f"{origin}: {key}: {_lower(fault['msg'])}, got {json.dumps(fault['input'], default=str)}")
     return "; ".join(faults)

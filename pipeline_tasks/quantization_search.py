@@ -183,8 +183,7 @@ class _Forms:
 
     def __init__(self, subject: Subject, network: YoloNAS) -> None:
         self._subject, self._network = subject, network
-        gate = subject.context.parameters.gate
-        self._profiled = gate.target == "cpu" and gate.runtime == "openvino"
+        self._profiled = subject.context.parameters.gate.target == "cpu"
         self._graph: onnx.ModelProto | None = None
 
     def __enter__(self) -> _Forms:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.execution import StepContext
-from pipeline_tasks.params import QuantizeParameters
 from pipeline_tasks.quantization_search import (
     CALIBRATION_BATCH,
     SENSITIVITY_BATCH,
@@ -18,6 +17,7 @@ from pipeline_tasks.quantization_search import (
     Subject,
     choose_layers,
 )
+from pipeline_tasks.quantize_parameters import QuantizeParameters
 from pipeline_tasks.training_task import TrainingTask, open_images, prepare_torch, run_training
 from pipeline_tasks.workspace import write_json
 

@@ -18,12 +18,13 @@ from pipeline_tasks import (
     verdict,
     version_page,
 )
-from pipeline_tasks.dataset_statistics import statistics_of
+from pipeline_tasks.dataset_statistics import BOX_COLUMNS, statistics_of
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.export import FLOAT_FILE, INT8_FILE
 from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.tracking import registration, registry
+from pipeline_tasks.tracking.champions import Compared
 from pipeline_tasks.workspace import MANIFEST, write_json
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,6 @@ def register(context: StepContext) -> dict[str, Any]:
         write_json(context.output / REGISTRATION, {"registered": False, "because": judged["sentence"]})
         return {"registered": 0, "because": judged["sentence"]}
     _require_judged_engine(context)
-    champion.require_unchanged(context)
     bundle, best = _bundle(context, judged)
     measured = _measured(context.inputs["gate"])
     registered = registration.register_bundle(
@@ -63,11 +63,20 @@ def register(context: StepContext) -> dict[str, Any]:
         {**_tags(context, measured, bundle), registry.BEST_TAG: best},
         description=version_page.description(*measured),
         promote=context.parameters.register_.promote,
+        compared=_compared(context),
     )
     shutil.rmtree(bundle)
     write_json(context.output / REGISTRATION, {"registered": True, **registered})
-    named = {"model": registered["model"], "version": registered["version"]}
-    return {"registered": 1, "verdict": judged["sentence"], **named}
+    told: dict[str, Any] = {"registered": 1, "verdict": judged["sentence"]}
+    return told | {name: registered[name] for name in ("model", "version", "not_champion") if name in registered}
+
+
+def _compared(context: StepContext) -> Compared | None:
+    """The champion that the run pinned; nothing where the gate was told to compare with none."""
+    if context.parameters.gate.champion_margin is None:
+        return None
+    pinned = context.run["champion"]
+    return Compared(pinned["version"] if pinned else None)
 
 
 def _judged(gate_folder: Path) -> dict[str, Any]:
@@ -85,23 +94,26 @@ def _judged(gate_folder: Path) -> dict[str, Any]:
 
 
 def _require_judged_engine(context: StepContext) -> None:
-    """The engines that the gate built and measured must be made of the files that are registered.
-
-    ONNX Runtime takes these files themselves, so nothing was built for it.
-    """
+    """The engines that the gate built and measured must be made of the files that are registered."""
     engine, gate_folder = context.inputs["engine"], context.inputs["gate"]
     files = _manifest(engine.parent)["files"]
     for name, file in (("int8", INT8_FILE), ("float", FLOAT_FILE)):
         report = gate_folder / "target" / name / BUILD_FILE
-        if not report.exists():
-            continue
-        source = json.loads(report.read_text(encoding="utf-8"))["source_sha256"]
-        published = files[f"{engine.name}/{file}"]["sha256"]
+        source, published = _source(report), files[f"{engine.name}/{file}"]["sha256"]
         if source != published:
             raise DataError(
-                f"{report} was built of another file than {engine / file} ({source[:12]} is not {published[:12]}): "
-                f"remove the folder {gate_folder} and run the step gate again"
+                f"{report} does not name {engine / file} as what was built ({source[:12] or 'nothing'} is not "
+                f"{published[:12]}): remove the folder {gate_folder} and run the step gate again"
             )
+
+
+def _source(report: Path) -> str:
+    """Digest of the file that an engine was built of; empty where its report is missing or does not tell."""
+    try:
+        content = json.loads(report.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return ""
+    return str(content.get("source_sha256", "")) if isinstance(content, dict) else ""
 
 
 def _manifest(published: Path) -> dict[str, Any]:
@@ -131,16 +143,17 @@ def _bundle(context: StepContext, judged: dict[str, Any]) -> tuple[Path, str]:
 
 
 def _statistics(target: Path) -> dict[str, Any]:
-    from model.data.tables import read_dataset
+    from model.data.tables import box_batches, read_dataset
 
     dataset = read_dataset(target)
-    return statistics_of(dataset.images, dataset.boxes, dataset.metadata.class_names).to_json()
+    return statistics_of(dataset.images, box_batches(target, BOX_COLUMNS), dataset.metadata.class_names).to_json()
 
 
 def _tags(context: StepContext, measured: Measured, bundle: Path) -> dict[str, str]:
     engine = json.loads((bundle / "engine" / "engine.json").read_text(encoding="utf-8"))
     return {
         registry.ENGINE_TAG: registry.bundle_digest(bundle / "engine"),
+        registry.BUNDLE_TAG: registry.bundle_digest(bundle),
         "nasline.run": context.run["run"],
         "nasline.variant": context.parameters.start.student_variant,
         **version_page.tags(*measured),

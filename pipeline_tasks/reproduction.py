@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline_tasks import digests, initial_checkpoint, pinned_files
 from pipeline_tasks.errors import EXIT_DONE, ConfigurationError, DataError, StepError, UsageError
-from pipeline_tasks.params import Parameters
+from pipeline_tasks.params import Parameters, of_run
+from pipeline_tasks.reproduction_report import ComparedNumber, Reproduction
 from pipeline_tasks.start import code_version
 from pipeline_tasks.steps import STEPS, reference
 from pipeline_tasks.tracking.metric_lines import metric_name
@@ -27,44 +26,6 @@ from pipeline_tasks.workspace import Workspace, write_json
 log = logging.getLogger(__name__)
 
 REPORT = "reproduction.json"
-MEASURED_AGAIN = re.compile(r"(_ms|_s|_seconds|per_second|latency|speed_?up|power|clock|megahertz)\b|latency|speed")
-"""Numbers that no two runs share: they are times."""
-
-
-@dataclass(frozen=True)
-class ComparedNumber:
-    """One number of a step's summary, before and now."""
-
-    step: str
-    name: str
-    before: float
-    now: float | None
-
-    @property
-    def judged(self) -> bool:
-        return not MEASURED_AGAIN.search(self.name)
-
-    def within(self, tolerance: float) -> bool:
-        """Whether both are the same, up to a difference of `tolerance`."""
-        if self.now is None:
-            return False
-        return abs(self.before - self.now) <= tolerance or (math.isnan(self.before) and math.isnan(self.now))
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """What came of it."""
-
-    run: str
-    workspace: Path
-    code: str
-    steps: dict[str, tuple[str, ...] | None]
-    """Published files that are not the same to the bit; None where the first run's output is gone."""
-    numbers: list[ComparedNumber]
-
-    def differing(self, tolerance: float) -> list[ComparedNumber]:
-        """Numbers that are not times and differ by more."""
-        return [one for one in self.numbers if one.judged and not one.within(tolerance)]
 
 
 @dataclass(frozen=True)
@@ -73,8 +34,10 @@ class _Source:
 
     frozen: dict[str, Any]
     files: dict[str, digests.FileDigests]
-    """Of the finished steps' outputs, by reference."""
+    """Of the finished steps' outputs that are still there, by reference."""
     numbers: dict[str, dict[str, float]]
+    references: list[str]
+    """The steps that the run had finished, but for `register`."""
 
 
 def reproduce(
@@ -87,22 +50,23 @@ def reproduce(
     worktree of it. The engine is not registered again.
 
     Raises:
-        UsageError: neither the workspace nor the tracking server knows the run.
+        UsageError: neither the workspace nor the tracking server knows the run, or it has finished no step.
         DataError: a set or a checkpoint of the run is nowhere.
         ConfigurationError: the code of the run is not here, and `any_code` was not given.
         StepError: a step ends as it did not before; with the step's own exit code.
     """
     source = _source(workspace, run)
+    if not source.references:
+        raise UsageError(f"run {run!r} has finished no step, so there is nothing to repeat; give another RUN_ID")
     again = Workspace(folder / "workspace")
     code = _code(source.frozen["code_version"], folder, any_code)
     name = f"{run}-again"
     if not (again.run_directory(name) / "run.json").exists():
         again.write_run(name, _frozen_again(source.frozen, name, workspace, again, folder, project, code))
-    references = list(source.numbers) or [one for one in _all_steps() if one != "register"]
-    for arguments in _commands(references):
+    for arguments in _commands(source.references):
         _run([*arguments, "--workspace", again.place, "--run", name], code)
-    found = _compare(source, again, name, references, code)
-    write_json(folder / REPORT, _to_json(found))
+    found = _compare(source, again, name, code)
+    write_json(folder / REPORT, found.to_json())
     return found
 
 
@@ -112,13 +76,13 @@ def _source(workspace: Workspace, run: str) -> _Source:
     except UsageError:
         return _source_from_tracking(workspace, run)
     files, numbers = {}, {}
-    for name in _all_steps():
-        key = frozen["steps"].get(name)
-        published = workspace.find(name.split("/")[0], key) if key and name != "register" else None
+    references = [name for name in _all_steps() if name in frozen["steps"]]
+    for name in references:
+        published = workspace.find(name.split("/")[0], frozen["steps"][name])
         if published is not None:
             files[name] = published.manifest["files"]
             numbers[name] = _numbers(published.manifest["summary"])
-    return _Source(frozen, files, numbers)
+    return _Source(frozen, files, numbers, references)
 
 
 def _source_from_tracking(workspace: Workspace, run: str) -> _Source:
@@ -134,13 +98,15 @@ def _source_from_tracking(workspace: Workspace, run: str) -> _Source:
     for name in _all_steps():
         begin = name.replace("/", "_") + "/"
         of_step = {key.removeprefix(begin): value for key, value in recorded.metrics.items() if key.startswith(begin)}
-        if of_step and name != "register":
+        if of_step:
             numbers[name] = of_step
-    return _Source(recorded.frozen, {}, numbers)
+    return _Source(recorded.frozen, {}, numbers, list(numbers))
 
 
 def _all_steps() -> list[str]:
-    return [reference(step.name, part) for step in STEPS[1:] for part in step.parts or ("",)]
+    """All that can be repeated: `start` was frozen, and a second version in the registry helps nobody."""
+    repeated = [step for step in STEPS if step.name not in ("start", "register")]
+    return [reference(step.name, part) for step in repeated for part in step.parts or ("",)]
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -157,7 +123,7 @@ def _frozen_again(
     code: _Code,
 ) -> dict[str, Any]:
     """The same run.json, but for where things lie: no key depends on that."""
-    parameters = Parameters.model_validate(frozen["parameters"])
+    parameters = of_run(frozen)
     _require_same_files(parameters, frozen)
     datasets = {
         role: entry and {**entry, "path": str(_dataset(role, entry, folder, project))}
@@ -224,8 +190,8 @@ def _code(wanted: str, folder: Path, any_code: bool) -> _Code:
         raise ConfigurationError(
             f"the run was made by code {wanted}: changes that no commit holds; --any-code repeats it with {running}"
         )
-    here = Path(__file__).resolve().parent.parent
-    if not commit or not (here / ".git").exists():
+    here = _running_checkout()
+    if not commit or here is None:
         raise ConfigurationError(
             f"the run was made by code {wanted}, this is {running}; install that version (in another environment) "
             "or repeat it with this one: --any-code"
@@ -233,13 +199,27 @@ def _code(wanted: str, folder: Path, any_code: bool) -> _Code:
     return _Code(wanted, _worktree(here, commit, folder / "code"))
 
 
+def _running_checkout() -> Path | None:
+    """The Git checkout that this code runs from, None where it is installed."""
+    here = Path(__file__).resolve().parent.parent
+    return here if (here / ".git").exists() else None
+
+
 def _worktree(repository: Path, commit: str, target: Path) -> Path:
-    if not target.exists():
-        command = ["git", "-C", str(repository), "worktree", "add", "--detach", "--quiet", str(target), commit]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise ConfigurationError(f"the code {commit} cannot be checked out: {made.stderr.strip()}; git fetch it")
+    if target.exists():
+        there = _git(target, "rev-parse", "HEAD").stdout == _git(repository, "rev-parse", f"{commit}^{{commit}}").stdout
+        if not (target / ".git").exists() or not there or _git(target, "status", "--porcelain").stdout:
+            raise ConfigurationError(f"{target} is not the code {commit} as it was committed; remove that folder")
+        return target
+    _git(repository, "worktree", "prune")  # of one that was removed by hand
+    made = _git(repository, "worktree", "add", "--detach", "--quiet", str(target), commit)
+    if made.returncode:
+        raise ConfigurationError(f"the code {commit} cannot be checked out: {made.stderr.strip()}; git fetch it")
     return target
+
+
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
 
 
 def _commands(references: list[str]) -> Iterator[list[str]]:
@@ -254,23 +234,23 @@ def _commands(references: list[str]) -> Iterator[list[str]]:
 
 
 def _run(arguments: list[str], code: _Code) -> None:
-    environment = dict(os.environ)
-    if code.checkout is not None:
-        environment["PYTHONPATH"] = os.pathsep.join([str(code.checkout), environment.get("PYTHONPATH", "")])
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipeline_tasks", *arguments], env=environment, cwd=code.checkout, check=False
-    ).returncode
+    """Run a step by that code, from the current folder: a relative address of the tracking server stays what it is."""
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # else the code of the current folder comes first
+    if (checkout := code.checkout or _running_checkout()) is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(checkout), environment.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "pipeline_tasks", *arguments]
+    ended = subprocess.run(command, env=environment, check=False).returncode
     if ended != EXIT_DONE:
         failure = StepError(f"nasline {' '.join(arguments)} ended with exit code {ended}; its last lines say why")
         failure.exit_code = ended if ended > 0 else 75
         raise failure
 
 
-def _compare(source: _Source, again: Workspace, name: str, references: list[str], code: _Code) -> Reproduction:
+def _compare(source: _Source, again: Workspace, name: str, code: _Code) -> Reproduction:
     keys = again.read_run(name)["steps"]
     steps: dict[str, tuple[str, ...] | None] = {}
     numbers = []
-    for step in references:
+    for step in source.references:
         published = again.find(step.split("/")[0], keys[step])
         assert published is not None
         steps[step] = _differing(source.files.get(step), published.manifest["files"])
@@ -286,42 +266,3 @@ def _differing(before: digests.FileDigests | None, now: digests.FileDigests) -> 
         return None
     names = sorted(name for name in before.keys() | now.keys() if not name.startswith("data_docs/"))
     return tuple(name for name in names if before.get(name) != now.get(name))
-
-
-def _to_json(found: Reproduction) -> dict[str, Any]:
-    numbers = [{**asdict(one), "judged": one.judged} for one in found.numbers]
-    return {
-        "run": found.run,
-        "workspace": str(found.workspace),
-        "code_version": found.code,
-        "differing_files": found.steps,
-        "numbers": [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in n.items()} for n in numbers
-        ],
-    }
-
-
-def text(found: Reproduction, tolerance: float) -> str:
-    """The comparison for a reader."""
-    lines = [f"run {found.run} repeated by code {found.code}"]
-    for step, differing_files in found.steps.items():
-        lines.append(f"  {step:<17} {_files_line(differing_files)}")
-        lines += [_number_line(one, tolerance) for one in found.numbers if one.step == step and one.before != one.now]
-    differing = found.differing(tolerance)
-    judged = sum(one.judged for one in found.numbers)
-    lines.append(f"{judged - len(differing)} of {judged} numbers agree (within {tolerance:g}); times are not compared")
-    return "\n".join(lines)
-
-
-def _files_line(differing: tuple[str, ...] | None) -> str:
-    if differing is None:
-        return "nothing to compare files with"
-    if not differing:
-        return "the same to the bit"
-    return f"{len(differing)} files with other bytes: {', '.join(differing[:3])}{' ...' if len(differing) > 3 else ''}"
-
-
-def _number_line(one: ComparedNumber, tolerance: float) -> str:
-    verdict = "measured again" if not one.judged else "agrees" if one.within(tolerance) else "DIFFERS"
-    now = "is missing" if one.now is None else f"{one.now:.6g}"
-    return f"      {one.name}: {one.before:.6g} -> {now}  ({verdict})"

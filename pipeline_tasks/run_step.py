@@ -12,7 +12,7 @@ from pipeline_tasks import errors, launch, pseudo_label, verdict
 from pipeline_tasks.errors import StepError, UsageError
 from pipeline_tasks.execution import StepBody, StepResult, assist, execute
 from pipeline_tasks.keys import RunKeys
-from pipeline_tasks.params import Parameters, StartParameters
+from pipeline_tasks.params import StartParameters, of_run
 from pipeline_tasks.process import Stopper
 from pipeline_tasks.team import Team
 from pipeline_tasks.workspace import Workspace
@@ -71,7 +71,7 @@ def _team(workspace: Workspace, run: str, step: str) -> Team:
 
 
 def _shared(frozen: dict[str, Any]) -> StartParameters:
-    return Parameters.model_validate(frozen["parameters"]).start
+    return of_run(frozen).start
 
 
 def _run_shards(workspace: Workspace, run: str, shard: str, stopper: Stopper) -> StepResult:

@@ -136,7 +136,7 @@ STEPS: tuple[StepDefinition, ...] = (
         outputs="verdict.json, accuracy.json, latency.json, the target's engines, plots",
         inputs=(TARGET, PRETRAIN, UNLABELED, Input("engine", "export", folder="engine")),
         timeout_hours=6.0,
-        contract_version=2,
+        contract_version=3,
     ),
     StepDefinition(
         "register",

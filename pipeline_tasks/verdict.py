@@ -43,10 +43,14 @@ def at_most(name: str, measured: float, limit: float | None, unit: str, how: str
 
 @dataclass(frozen=True)
 class Verdict:
-    """All rules, and the outcome: passed when every rule passed. `off`: parameters whose rules were switched off."""
+    """All rules, and the outcome: passed when every rule passed.
+
+    off: parameters whose rules were switched off. remarks: what a reader must know though no rule judges it.
+    """
 
     rules: tuple[Rule, ...]
     off: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -55,10 +59,9 @@ class Verdict:
 
     def sentence(self) -> str:
         """One line for logs, MLflow and the Airflow run: accepted, or which rules were missed and by what."""
-        if self.passed:
-            return f"accepted: all {len(self.rules)} rules passed"
         missed = [rule.sentence() for rule in self.rules if not rule.passed]
-        return "rejected: " + "; ".join(missed)
+        outcome = "rejected: " + "; ".join(missed) if missed else f"accepted: all {len(self.rules)} rules passed"
+        return "; but ".join((outcome, *self.remarks))
 
     def to_json(self) -> dict[str, Any]:
         """The content of verdict.json."""
@@ -67,4 +70,5 @@ class Verdict:
             "sentence": self.sentence(),
             "rules": [asdict(rule) for rule in self.rules],
             "off": list(self.off),
+            "remarks": list(self.remarks),
         }

@@ -31,7 +31,7 @@ def tags(verdict: Content, accuracy: Content, latency: Content) -> dict[str, str
         "nasline.latency_p99_ms": f"{int8['p99_ms']:.3f}",
         **on_gpu,
         "nasline.speedup": f"{speedup(plain, int8):.2f}",
-        "nasline.latency_noisy": str(int8["noisy"]).lower(),
+        "nasline.latency_noisy": str(int8["noisy"] or plain["noisy"]).lower(),
     }
 
 
@@ -47,7 +47,7 @@ def description(verdict: Content, accuracy: Content, latency: Content) -> str:
         _table(("passed", "rule", "measured", "limit", "unit", "how"), rules),
         *_champion(verdict),
         "**Engines**",
-        _table(("engine", "mAP50-95", "precision", *_times(latency["int8"])), engines),
+        _table(("engine", "mAP50-95", "precision", *_times(latency["int8"]), "spread"), engines),
         _table(("around it", "p50 ms", "what"), around),
         _place(latency["int8"]),
     ]
@@ -62,7 +62,8 @@ def _times(record: Content) -> dict[str, str]:
 
 def _engine(name: str, accuracy: Content, record: Content) -> tuple[Any, ...]:
     times = (record[field] for field in _times(record).values())
-    return (name, accuracy["map50_95"], record["precision"], *times)
+    spread = f"{record['spread']:.0%}{', **noisy**' if record['noisy'] else ''}"
+    return (name, accuracy["map50_95"], record["precision"], *times, spread)
 
 
 def _place(record: Content) -> str:

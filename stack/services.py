@@ -100,11 +100,15 @@ DEFAULTS = {
 def up(stack: Stack) -> None:
     """Start what does not run yet and return when all of it is healthy.
 
+    An Airflow of which a part has ended is started anew: `airflow standalone` starts its parts once and looks at none
+    of them again, so that waiting for its health would only take until the end of the patience.
+
     Raises:
         SystemExit: the services run for another workspace; or one did not become healthy: its log's last lines
             are printed and the rest is stopped.
     """
     _refuse_another_workspace(stack)
+    _stop_half_an_airflow(stack)
     for folder in (stack.state, stack.airflow_home, stack.workspace):
         folder.mkdir(parents=True, exist_ok=True)
     stack.state.chmod(0o700)  # Airflow's keys and the password lie here
@@ -126,6 +130,13 @@ def _refuse_another_workspace(stack: Stack) -> None:
             workspace = json.loads(_pid_file(stack, name).read_text(encoding="utf-8")).get("workspace")
             if workspace != str(stack.workspace):
                 raise SystemExit(f"{name} already runs for the workspace {workspace}; stop it with `make down` first")
+
+
+def _stop_half_an_airflow(stack: Stack) -> None:
+    pid = running_pid(stack, "airflow")
+    if pid is not None and dead_children(pid):
+        print(f"a part of airflow (pid {pid}) has ended, see {stack.state}/airflow.log; it is started anew")
+        stop_session(pid, signal.SIGINT)
 
 
 def down(stack: Stack) -> None:
@@ -280,6 +291,12 @@ def session_members(leader: int) -> list[int]:
     return members
 
 
+def dead_children(parent: int) -> list[int]:
+    """Children that have ended and were never asked for: a service that starts each of its parts once has lost one."""
+    stats = {int(entry.name): _stat(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    return [pid for pid, fields in stats.items() if fields and fields[0] == "Z" and int(fields[1]) == parent]
+
+
 def start_time(pid: int) -> str | None:
     """Clock ticks after boot at which the process started; None when it is dead."""
     fields = _stat(str(pid))
@@ -293,6 +310,15 @@ def _stat(pid: str) -> list[str] | None:
     except OSError:
         return None
     return text.rpartition(")")[2].split()
+
+
+def state_of(stack: Stack, name: str) -> str:
+    """What `status` says of a service."""
+    pid = running_pid(stack, name)
+    if pid is None:
+        return "not running"
+    lost = ", but a part of it has ended; `make up` starts it anew" if dead_children(pid) else ""
+    return f"running, pid {pid}{lost}"
 
 
 def _pid_file(stack: Stack, name: str) -> Path:
@@ -318,8 +344,7 @@ def main() -> None:
         down(stack)
     else:
         for name in ("airflow", "mlflow"):
-            pid = running_pid(stack, name)
-            print(f"{name}: {'not running' if pid is None else f'running, pid {pid}'}")
+            print(f"{name}: {state_of(stack, name)}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "DatasetMetadata",
     "ImageSet",
     "OpenImage",
+    "box_batches",
     "concatenate",
     "read_dataset",
     "write_dataset",
@@ -155,6 +156,19 @@ def read_dataset(directory: Path) -> Dataset:
     boxes = _read_table(directory / BOXES_FILE, BOXES_SCHEMA)
     _check_references(images, boxes, metadata, str(directory))
     return Dataset(metadata, images, _columns(images, boxes, metadata.roots), lambda: boxes)
+
+
+def box_batches(directory: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """These columns of a dataset's boxes, batch by batch: the whole table of 25 million takes gigabytes.
+
+    ``ValueError`` names the file and what is wrong with it.
+    """
+    path = directory / BOXES_FILE
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            yield from file.iter_batches(mapped_tables.ROWS_PER_BATCH, columns=list(columns), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({error}); write the dataset again") from error
 
 
 def _row_counts(directory: Path) -> tuple[int, int] | None:

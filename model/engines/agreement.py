@@ -47,7 +47,8 @@ def compare_outputs(
 ) -> AgreementReport:
     """Run both engines over the images, uint8 (B, 3, S, S), and report how far apart they are.
 
-    Raises ValueError for no image or when the engines do not describe the same anchors and classes.
+    Raises ValueError for no image, when the engines do not describe the same anchors and classes, or when one gives a
+    score, or the box of a confident anchor, that is no finite number: no difference could be told from none.
     """
     if len(images) == 0:
         raise ValueError("comparing engines needs at least one image, got none")
@@ -63,6 +64,12 @@ def compare_outputs(
                 f"{reference.name} gives {expected_boxes.shape} and {expected_scores.shape}"
             )
         confident = expected_scores.max(axis=2) > confident_score  # (B, A)
+        for engine, own_boxes, own_scores in (
+            (reference, expected_boxes, expected_scores),
+            (candidate, boxes, scores),
+        ):
+            if not (np.isfinite(own_scores).all() and np.isfinite(own_boxes[confident]).all()):
+                raise ValueError(f"{engine.name} {engine.precision} gives boxes or scores that are no finite numbers")
         box_errors.append(np.abs(boxes - expected_boxes)[confident])
         score_errors.append(np.abs(scores - expected_scores)[confident])
         largest_score_error = max(largest_score_error, float(np.abs(scores - expected_scores).max()))

@@ -216,8 +216,11 @@ def _is_whole(folder: Path) -> bool:
     """Whether a plan is there as it was written; a damaged one is built again."""
     if not (folder / BUILD_FILE).is_file():
         return False
-    if _digest(folder / TENSORRT_FILE) == _read_report(folder).plan_sha256:
-        return True
+    try:
+        if _digest(folder / TENSORRT_FILE) == _read_report(folder).plan_sha256:
+            return True
+    except (ValueError, TypeError):  # no JSON, or other fields than this release writes
+        pass
     log.warning("the plan in %s is damaged and will be built again", folder)
     return False
 

@@ -26,6 +26,8 @@ from model.engines import INPUT_NAME, OUTPUT_NAMES, EngineOutput, MissingRuntime
 from model.engines.cuda import INSTALL, Cuda
 
 BUILD_FILE = "build.json"
+NEEDED_OF_BUILD = ("runtime_version", "gpu", "precision")
+"""Fields of ``build.json`` without which a plan is not opened."""
 OLDEST_VERSION = (10, 16)
 
 
@@ -96,23 +98,19 @@ class TensorRTEngine:
     def from_file(cls, path: Path, *, cuda_graph: bool = False) -> TensorRTEngine:
         """Open a plan with the ``build.json`` beside it, or an ONNX file, which is built first unless it was before.
 
-        Raises ValueError when the plan's ``build.json`` is missing or names another version of TensorRT.
+        Raises ValueError when the plan's ``build.json`` is missing, lacks a field or names another version of TensorRT.
         """
         if path.suffix == ".onnx":
             from model.engines.tensorrt_build import build_cached
 
             path = build_cached(path)
-        try:
-            report = json.loads((path.parent / BUILD_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{path} has no {BUILD_FILE} beside it; build it again from model.onnx") from None
+        version, gpu, precision = _told_of(path)
         here = load_tensorrt().__version__
-        if report["runtime_version"] != here:
+        if version != here:
             raise ValueError(
-                f"{path} was built by TensorRT {report['runtime_version']} on {report['gpu']}, here is {here}; "
-                "build it again from model.onnx"
+                f"{path} was built by TensorRT {version} on {gpu}, here is {here}; build it again from model.onnx"
             )
-        return cls(path.read_bytes(), report["precision"], cuda_graph=cuda_graph)
+        return cls(path.read_bytes(), precision, cuda_graph=cuda_graph)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -232,6 +230,23 @@ class TensorRTEngine:
             ]
 
         return releases
+
+
+def _told_of(plan: Path) -> tuple[str, ...]:
+    """What ``build.json`` tells of a plan, in the order of ``NEEDED_OF_BUILD``."""
+    file = plan.parent / BUILD_FILE
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{plan} has no {BUILD_FILE} beside it; build it again from model.onnx") from None
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{file} cannot be read ({error}); build the plan again from model.onnx") from None
+    for name in NEEDED_OF_BUILD:
+        value = report.get(name) if isinstance(report, dict) else None
+        if not isinstance(value, str):
+            found = "it is missing" if value is None else f"it is {value!r}"
+            raise ValueError(f"{file}: {name} must be a text, but {found}; build the plan again from model.onnx")
+    return tuple(report[name] for name in NEEDED_OF_BUILD)
 
 
 def _free(cuda: Cuda, releases: Callable[[], list[tuple[str, Any]]]) -> None:

@@ -144,6 +144,7 @@ def _add_split(group: Any) -> None:
 
 
 def _split(arguments: argparse.Namespace) -> int:
+    from pipeline_tasks.bucket_images import shared_list
     from pipeline_tasks.data import leaks, splitting
     from pipeline_tasks.data.sets import open_set
     from pipeline_tasks.data.versioning import require_new
@@ -157,7 +158,8 @@ def _split(arguments: argparse.Namespace) -> int:
             return 0
         require_new(arguments.to)
         division = splitting.divide(opened, rule)
-        written = write_folder(division.raw, opened.folder, arguments.to)
+        listed_in = shared_list([opened.folder])
+        written = write_folder(division.raw, opened.folder, arguments.to, listed_in=listed_in)
     print(splitting.text(division, arguments.to))
     _tell_lost(written.lost)
     return 0
@@ -190,6 +192,7 @@ def _add_merge(group: Any) -> None:
 def _merge(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
+    from pipeline_tasks.bucket_images import shared_list
     from pipeline_tasks.data import merging
     from pipeline_tasks.data.sets import open_set
     from pipeline_tasks.data.versioning import require_new
@@ -199,8 +202,9 @@ def _merge(arguments: argparse.Namespace) -> int:
     class_map = merging.read_class_map(arguments.map) if arguments.map else None
     with ExitStack() as stack:
         sets = [stack.enter_context(open_set(one)) for one in arguments.sets]
+        listed_in = shared_list([one.folder for one in sets])
         merged = merging.merge(sets, arguments.classes, class_map)
-        written = write_folder(merged.raw, merged.folders, arguments.to)
+        written = write_folder(merged.raw, merged.folders, arguments.to, listed_in=listed_in)
     print(merging.text(merged, arguments.to))
     _tell_lost(written.lost)
     return 0

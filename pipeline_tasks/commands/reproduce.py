@@ -28,7 +28,8 @@ def add_to(commands: Any) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from pipeline_tasks.reproduction import REPORT, reproduce, text
+    from pipeline_tasks.reproduction import REPORT, reproduce
+    from pipeline_tasks.reproduction_report import text
     from pipeline_tasks.workspace import open_workspace
 
     folder = (arguments.into or Path("reproduced", arguments.run)).resolve()
@@ -37,8 +38,10 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     print(text(found, arguments.tolerance))
     if differing := found.differing(arguments.tolerance):
         first = differing[0]
+        now = "nothing" if first.reproduced is None else f"{first.reproduced:.6g}"
+        judged = sum(one.judged for one in found.numbers)
         raise DataError(
-            f"{len(differing)} numbers differ by more than {arguments.tolerance:g}, the first is {first.name} of "
-            f"{first.step}: {first.before:.6g} became {first.now}; {folder / REPORT} has them all"
+            f"{len(differing)} of {judged} numbers differ by more than {arguments.tolerance:g}, the first is "
+            f"{first.name} of {first.step}: {first.recorded:.6g} became {now}; {folder / REPORT} has them all"
         )
     return 0

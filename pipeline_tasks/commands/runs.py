@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline_tasks.errors import DataError, ParameterError, UnavailableError, UsageError
+from pipeline_tasks.errors import ConfigurationError, DataError, ParameterError, UnavailableError, UsageError
 from pipeline_tasks.text_table import aligned
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def collect(workspace: Workspace, limit: int) -> tuple[list[RunFacts], dict[str,
     try:
         mirrored = pipeline_runs.list_runs(workspace, limit)
         models = {model.name: model for model in registered.models(workspace)}
-    except UnavailableError as error:
+    except (UnavailableError, ConfigurationError) as error:
         log.warning("%s; these are the workspace's runs alone, without champions", error)
     known = {one.run for one in mirrored}
     ours = list(_readable(workspace, [run for run in workspace.run_ids() if run not in known]))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.boxes import box_iou
-from pipeline_tasks.data.content_digest import file_digests
+from pipeline_tasks import bucket_images
+from pipeline_tasks.data.picture_digests import picture_digests
 from pipeline_tasks.data.sets import OpenSet, usable_boxes, usable_images
+from pipeline_tasks.images import read_content
 
 SAME_PX = 0.01
 """Boxes whose edges lie closer than this are the same: formats round."""
@@ -93,7 +94,7 @@ def compare(before: OpenSet, after: OpenSet) -> Comparison:
     moved_from, moved_to = ({pair[side] for pair in found.renamed} for side in (0, 1))
     found.removed = sorted(first.rows.keys() - second.rows.keys() - moved_from)
     found.added = sorted(second.rows.keys() - first.rows.keys() - moved_to)
-    found.changed_pictures = [path for path, _ in pairs if first.digests[path] != second.digests[path]]
+    found.changed_pictures = [path for path, _ in pairs if _other_bytes(first, second, path)]
     for old, new in sorted([*pairs, *found.renamed], key=lambda pair: pair[1]):
         if first.splits[old] != second.splits[new]:
             found.changed_splits.append((new, first.splits[old], second.splits[new]))
@@ -120,7 +121,9 @@ class _Version:
         paths = images["path"].to_pylist()
         self.rows = dict(zip(paths, images["image_id"].to_pylist(), strict=True))
         self.splits = dict(zip(paths, images["split"].to_pylist(), strict=True))
-        self.digests = _digests(opened.folder, paths)
+        self.folder = opened.folder
+        self.in_bucket = bucket_images.of_folder(opened.folder) is not None
+        self.digests = dict.fromkeys(paths) | picture_digests(opened.folder, paths)
         self.class_names = opened.class_names
         self.labels = boxes["category"].to_numpy()
         owners = boxes["image_id"].to_numpy()
@@ -136,10 +139,12 @@ class _Version:
         return _ImageBoxes(self._xyxy[chosen], self._names[self.labels[chosen]])
 
 
-def _digests(folder: Path, paths: list[str]) -> dict[str, str | None]:
-    """Content digest by path; None for a picture that is not there."""
-    present = [path for path in paths if (folder / path).is_file()]
-    return dict.fromkeys(paths) | file_digests(folder, present)
+def _other_bytes(first: _Version, second: _Version, path: str) -> bool:
+    """Whether a picture is another one; fetched where a file and an ETag are compared, which may be no MD5."""
+    digests = first.digests[path], second.digests[path]
+    if digests[0] == digests[1] or None in digests or first.in_bucket == second.in_bucket:
+        return digests[0] != digests[1]
+    return read_content(first.folder, path) != read_content(second.folder, path)
 
 
 def _renamed(first: _Version, second: _Version) -> list[tuple[str, str]]:

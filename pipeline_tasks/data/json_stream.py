@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ import numpy as np
 
 BLOCK_BYTES = 1 << 20
 """The records of a block fit into the processor's cache: 8 MB take half as long again."""
+BLOCKS_AHEAD = 8
 LARGEST_MEMBER_BYTES = 256 << 20  # of one that is no array of records: info, licenses, categories
 SEARCHED_TAILS = (1 << 14, 1 << 18)  # bytes
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
@@ -45,8 +47,8 @@ def stream_json_object(file: Path, sinks: Mapping[str, PartSink], block_bytes: i
     For these a member holds the number of records. Raises `NotStreamableError` after a sink may have got some, and
     `OSError`.
     """
-    with file.open("rb") as content:
-        stream = _Stream(content, block_bytes)
+    with file.open("rb") as content, ThreadPoolExecutor(1, "digest") as thread:
+        stream = _Stream(content, block_bytes, thread)
         stream.skip(b"\xef\xbb\xbf")
         members: dict[str, Any] = {}
         stream.expect(b"{")
@@ -59,27 +61,46 @@ def stream_json_object(file: Path, sinks: Mapping[str, PartSink], block_bytes: i
             stream.expect(b":")
             members[key] = _records(stream, sinks[key]) if key in sinks else stream.value()
         stream.expect(b"}")
-        stream.finish()
-        return members, stream.digest.hexdigest()
+        return members, stream.finish()
 
 
 class _Stream:
-    """A window on a file: `buffer` from `place` on is what was not taken yet."""
+    """A window on a file: `buffer` from `place` on is what was not taken yet. `thread` reads ahead and computes the
+    digest, neither of which needs Python's lock.
+    """
 
-    def __init__(self, content: BinaryIO, block_bytes: int) -> None:
+    def __init__(self, content: BinaryIO, block_bytes: int, thread: Executor) -> None:
         self.buffer, self.place, self.ended = b"", 0, False
-        self.digest = hashlib.sha256()
-        self._content, self.block_bytes = content, block_bytes
+        self._content, self._block_bytes, self._thread = content, block_bytes, thread
+        self._hash = hashlib.sha256()
+        self._blocks = self._read_ahead()
         self.read_on()
 
     def read_on(self) -> None:
         """Add a block to the buffer, and drop what was taken; where nothing could be, the buffer doubles."""
         left = self.buffer[self.place :]
-        wanted = max(self.block_bytes, len(left))
-        block = self._content.read(wanted)
-        self.digest.update(block)
-        self.ended = len(block) < wanted
-        self.buffer, self.place = left + block, 0
+        blocks: list[bytes | memoryview] = [left]
+        missing = max(self._block_bytes, len(left))
+        while missing > 0 and not self.ended:
+            block = next(self._blocks, None)
+            self.ended = block is None
+            if block is not None:
+                blocks.append(block)
+                missing -= len(block)
+        self.buffer, self.place = b"".join(blocks), 0
+
+    def _read_ahead(self) -> Iterator[memoryview]:
+        """The blocks of the file, while the thread reads and hashes those after them."""
+        coming = self._thread.submit(self._read)
+        while chunk := coming.result():
+            coming = self._thread.submit(self._read)
+            view = memoryview(chunk)
+            yield from (view[place : place + self._block_bytes] for place in range(0, len(chunk), self._block_bytes))
+
+    def _read(self) -> bytes:
+        chunk = self._content.read(BLOCKS_AHEAD * self._block_bytes)
+        self._hash.update(chunk)
+        return chunk
 
     def skip(self, prefix: bytes) -> None:
         """Take these bytes where they are next."""
@@ -117,11 +138,12 @@ class _Stream:
                 raise NotStreamableError
             self.read_on()
 
-    def finish(self) -> None:
-        """Nothing but blanks may follow."""
+    def finish(self) -> str:
+        """The SHA-256 of the whole file, in which nothing but blanks may follow."""
         self.next_is(b"")
         if self.place < len(self.buffer):
             raise NotStreamableError
+        return self._hash.hexdigest()
 
 
 def _records(stream: _Stream, sink: PartSink) -> int:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from model.data.images import decode_image
 from model.data.near_duplicates import COMPARED_AT_ONCE, NEAR_BITS, Hashes, perceptual_hash
-from pipeline_tasks.data.content_digest import file_digests
+from pipeline_tasks import bucket_images
+from pipeline_tasks.data.picture_digests import picture_digests
 from pipeline_tasks.images import read_content
 
 FILES_PER_TASK = 32
@@ -46,13 +47,17 @@ class Leak:
 
 
 def fingerprints(folder: Path, paths: Sequence[str], decode: bool = True) -> Fingerprints:
-    """Read and decode every picture once, on all cores; without `decode` there are no perceptual hashes."""
-    found = file_digests(folder, [path for path in paths if (folder / path).is_file()])
+    """Read and decode every picture once, on all cores; without `decode` there are no perceptual hashes.
+
+    Pictures that stay in a bucket are fetched to be decoded, many at once, into the local cache.
+    """
+    found = picture_digests(folder, paths)
     digests = [found.get(path) for path in paths]
     if not decode:
         return Fingerprints(digests, [None] * len(paths))
     groups = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
+    threads = (os.cpu_count() or 1) if bucket_images.of_folder(folder) is None else bucket_images.FETCHED_AT_ONCE
+    with ThreadPoolExecutor(threads) as executor:
         hashes = list(chain.from_iterable(executor.map(lambda group: [_hash(folder, path) for path in group], groups)))
     return Fingerprints(digests, hashes)
 

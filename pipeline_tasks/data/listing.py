@@ -72,7 +72,7 @@ def _listed(pointer: Path, out: dict[str, Any]) -> ListedSet:
         return ListedSet(path, state="not here; `dvc pull` fetches it", **known)
     state = "as recorded" if dataset_digest(path) == out["md5"] else "changed since; `nasline data add` records it"
     try:
-        with open_set(str(path), rows_suffice=True) as opened:
+        with open_set(str(path)) as opened:
             images, boxes = usable_images(opened.raw), usable_boxes(opened.raw)
             return ListedSet(
                 path,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import yaml
 
 from pipeline_tasks.data.coco import licence_counts
-from pipeline_tasks.data.content_digest import file_digests
+from pipeline_tasks.data.picture_digests import picture_digests
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.data.sets import OpenSet, usable_boxes, usable_images
 from pipeline_tasks.errors import DataError, UsageError
@@ -136,7 +136,7 @@ def _owners(sets: Sequence[OpenSet], merged: Merged) -> tuple[dict[str, tuple[in
     for root, one in enumerate(sets):
         images = usable_images(one.raw)
         splits = dict(zip(images["path"].to_pylist(), images["split"].to_pylist(), strict=True))
-        for path, digest in file_digests(one.folder, [p for p in splits if (one.folder / p).is_file()]).items():
+        for path, digest in picture_digests(one.folder, list(splits)).items():
             keeper, split = owners.get(digest, (root, splits[path]))
             owners[digest] = (keeper, max(split, splits[path], key=_strictness))
             if keeper != root:
@@ -179,7 +179,7 @@ def _rows(one: OpenSet, root: int, names: list[str], copies: _Copies) -> tuple[p
     """Images and boxes of one set that the result takes, the classes as indices into `names`."""
     images, boxes = usable_images(one.raw), usable_boxes(one.raw)
     paths, merged, renames = images["path"].to_pylist(), copies.merged, copies.renames
-    digests = file_digests(one.folder, [path for path in paths if (one.folder / path).is_file()])
+    digests = picture_digests(one.folder, paths)
     homes = [copies.owners[digests[path]] if path in digests else (root, "") for path in paths]
     kept = pa.array([home == root for home, _ in homes])
     copies.count(one, images, boxes, kept, [digests.get(path) for path in paths])

@@ -6,12 +6,11 @@ that both ways end in the same rows and the same faults.
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
+import math
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -20,10 +19,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline_tasks.data.json_stream import PartSink
+from pipeline_tasks.data.number_columns import NumberColumns, whole_numbers
 from pipeline_tasks.data.raw import RAW_BOXES_SCHEMA, RAW_IMAGES_SCHEMA
 from pipeline_tasks.data.records import LARGEST_SIDE, AnnotationRecords, ImageRecords
+from pipeline_tasks.data.table_builder import Columns
 
-_ODD_PATH = re.compile(r"(^|/)\.{0,2}(/|$)|\0")
+_ODD_PATH = r"(^|/)\.{0,2}(/|$)|\x00"
 """What PurePosixPath would change or the reader refuses: empty parts, "." and ".."."""
 
 
@@ -40,18 +41,23 @@ class _Image(msgspec.Struct, gc=False):
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
-    category_id: int
+    """Whole numbers are floats here, so that `NumberColumns` applies; `whole_numbers` makes them what they are."""
+
+    id: float
+    image_id: float
+    category_id: float
     bbox: tuple[float, float, float, float]
-    area: float | None = None
-    iscrowd: int | bool | None = 0
+    area: float | None = math.nan  # none: JSON has no NaN
+    iscrowd: float | bool | None = 0.0
 
 
 class _Outlined(_Annotation, gc=False):
     """An annotation of a part in which some have a segmentation."""
 
     segmentation: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_NUMBERS = NumberColumns({"id": 0, "image_id": 0, "category_id": 0, "bbox": 4, "area": 0, "iscrowd": 0})
 
 
 class _Parts:
@@ -96,8 +102,8 @@ def image_parts(records: ImageRecords) -> PartSink:
     """A sink for parts of the array of images."""
 
     def add(position: int, images: list[_Image]) -> None:
-        names = _all(images, "file_name")
-        if any(map(_ODD_PATH.search, names)):
+        names = pa.array(_all(images, "file_name"), pa.string())
+        if pc.any(pc.match_substring_regex(names, _ODD_PATH), min_count=0).as_py():
             raise _Odd
         sides = [np.array(_all(images, side), np.int64) for side in ("width", "height")]
         if any(((side < 1) | (side > LARGEST_SIDE)).any() for side in sides):
@@ -106,14 +112,14 @@ def image_parts(records: ImageRecords) -> PartSink:
         licences = _all(images, "license")
         texts = {licence: None if licence is None else str(licence) for licence in set(licences)}
         columns = {
-            "image_id": _range(position, count),
-            "original_id": _texts(images, "id"),
+            "image_id": np.arange(position, position + count),
+            "original_id": _texts(np.fromiter((image.id for image in images), np.int64, count)),
             "path": names,
             "width": sides[0],
             "height": sides[1],
             "split": _repeated(records.split, count),
             "licence": list(map(texts.__getitem__, licences)),
-            "source_record": _sources(f"{records.file}#/images/", position, count),
+            "source_record": _sources(f"{records.file}#/images/", np.arange(position, position + count)),
         }
         records.append(_batch(RAW_IMAGES_SCHEMA, columns, count))
 
@@ -124,23 +130,26 @@ def annotation_parts(records: AnnotationRecords) -> PartSink:
     """A sink for parts of the array of annotations."""
 
     def add(position: int, annotations: list[_Annotation]) -> None:
-        count = len(annotations)
-        flat = itertools.chain.from_iterable(map(attrgetter("bbox"), annotations))
-        boxes = np.fromiter(flat, np.float64, 4 * count).reshape(count, 4)
+        count, empty = len(annotations), _without_segmentations(annotations)
+        numbers = _numbers_of(annotations)
+        whole = {name: whole_numbers(numbers[name]) for name in ("image_id", "category_id", "id")}
+        arrays = {"position": np.arange(position, position + count), **numbers, **whole}
+        records.append(Columns(batch, arrays | {"iscrowd": _crowd(numbers["iscrowd"])}))
+        records.empty_segmentations += empty
+
+    def batch(arrays: dict[str, NDArray[Any]]) -> pa.RecordBatch:
+        count = len(arrays["position"])
         columns = {
-            "image_reference": _texts(annotations, "image_id"),
-            "category_reference": _texts(annotations, "category_id"),
-            **{side: np.ascontiguousarray(boxes[:, place]) for place, side in enumerate("xywh")},
-            "area": _areas(annotations),
-            "iscrowd": _crowd(annotations),
-            "annotation_id": _texts(annotations, "id"),
+            "image_reference": _texts(arrays["image_id"]),
+            "category_reference": _texts(arrays["category_id"]),
+            **{side: np.ascontiguousarray(arrays["bbox"][:, place]) for place, side in enumerate("xywh")},
+            "area": pa.array(arrays["area"], from_pandas=True),  # NaN, which stands for none, becomes null
+            "iscrowd": arrays["iscrowd"],
+            "annotation_id": _texts(arrays["id"]),
             "split": _repeated(records.split, count),
-            "source_record": _sources(f"{records.file}#/annotations/", position, count),
+            "source_record": _sources(f"{records.file}#/annotations/", arrays["position"]),
         }
-        records.append(_batch(RAW_BOXES_SCHEMA, columns, count))
-        if count and isinstance(annotations[0], _Outlined):
-            given = [one for one in _all(annotations, "segmentation") if one is not msgspec.UNSET]
-            records.empty_segmentations += sum(map(_is_empty_list, given))
+        return _batch(RAW_BOXES_SCHEMA, columns, count)
 
     return _Parts((_Annotation, _Outlined), b"segmentation", add, records.add)
 
@@ -149,36 +158,46 @@ def _all(records: list[Any], name: str) -> list[Any]:
     return list(map(attrgetter(name), records))
 
 
-def _texts(records: list[Any], name: str) -> pa.Array:
-    """Whole numbers as text, as ids are kept; an id beyond 64 bits raises OverflowError."""
-    return pa.array(np.fromiter(map(attrgetter(name), records), np.int64, len(records))).cast(pa.string())
+def _without_segmentations(annotations: list[_Annotation]) -> int:
+    """Take the segmentations away, which are no numbers; how many were empty lists."""
+    empty = 0
+    if annotations and isinstance(annotations[0], _Outlined):
+        for one in cast("list[_Outlined]", annotations):
+            if one.segmentation is not msgspec.UNSET:
+                empty += _is_empty_list(one.segmentation)
+                one.segmentation = msgspec.UNSET
+    return empty
 
 
-def _areas(annotations: list[_Annotation]) -> Any:
-    areas = np.fromiter(map(attrgetter("area"), annotations), np.float64, len(annotations))
-    return _all(annotations, "area") if np.isnan(areas).any() else areas  # JSON has no NaN: some have no area
+def _numbers_of(annotations: list[_Annotation]) -> dict[str, NDArray[np.float64]]:
+    numbers = _NUMBERS(annotations)
+    if numbers is None:  # some have null or true
+        for one in annotations:
+            one.area = math.nan if one.area is None else one.area
+            one.iscrowd = float(one.iscrowd or 0)
+        numbers = _NUMBERS(annotations)
+    assert numbers is not None
+    return numbers
 
 
-def _crowd(annotations: list[_Annotation]) -> NDArray[np.bool_]:
-    try:
-        flags = np.fromiter(map(attrgetter("iscrowd"), annotations), np.int64, len(annotations))
-    except TypeError:  # null is no crowd
-        flags = np.array([0 if one.iscrowd is None else one.iscrowd for one in annotations], np.int64)
-    if ((flags < 0) | (flags > 1)).any():
+def _texts(identifiers: NDArray[np.int64]) -> pa.Array:
+    """Whole numbers as text, as ids are kept."""
+    return pa.array(identifiers).cast(pa.string())
+
+
+def _crowd(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+    flags = numbers.astype(np.bool_)
+    if (flags != numbers).any():
         raise _Odd
-    return flags.astype(np.bool_)
-
-
-def _range(first: int, count: int) -> pa.Array:
-    return pa.array(np.arange(first, first + count))
+    return flags
 
 
 def _repeated(text: str, count: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), count)
 
 
-def _sources(prefix: str, first: int, count: int) -> pa.Array:
-    return pc.binary_join_element_wise(prefix, _range(first, count).cast(pa.string()), "")
+def _sources(prefix: str, positions: NDArray[np.int64]) -> pa.Array:
+    return pc.binary_join_element_wise(prefix, _texts(positions), "")
 
 
 def _batch(schema: pa.Schema, columns: dict[str, Any], count: int) -> pa.RecordBatch:

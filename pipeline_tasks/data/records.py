@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline_tasks.data.json_records import type_name
 from pipeline_tasks.data.raw import RAW_BOXES_SCHEMA, RAW_IMAGES_SCHEMA
-from pipeline_tasks.data.table_builder import TableBuilder
+from pipeline_tasks.data.table_builder import Columns, TableBuilder
 
 LARGEST_SIDE = 1_000_000
 
@@ -41,7 +41,7 @@ class ImageRecords:
         fault = "; ".join(faults) or None
         self._builder.append((position, identifier, name, width, height, self.split, licence, source, fault))
 
-    def append(self, batch: pa.RecordBatch) -> None:
+    def append(self, batch: pa.RecordBatch | Columns) -> None:
         """Add rows that were decoded elsewhere (`record_parts`)."""
         self._builder.append_batch(batch)
 
@@ -80,7 +80,7 @@ class AnnotationRecords:
             (None, image, None, category, x, y, w, h, area, crowd, identifier, self.split, source, fault)
         )
 
-    def append(self, batch: pa.RecordBatch) -> None:
+    def append(self, batch: pa.RecordBatch | Columns) -> None:
         """Add rows that were decoded elsewhere (`record_parts`)."""
         self._builder.append_batch(batch)
 

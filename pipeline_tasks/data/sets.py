@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline_tasks.bucket_images import LIST_FILE, ROOT_FILE, address_of
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.data.readers import Recognised, open_reader
 from pipeline_tasks.errors import DataError, UsageError
@@ -33,19 +32,13 @@ class OpenSet:
 
 
 @contextmanager
-def open_set(address: str, given_format: str | None = None, rows_suffice: bool = False) -> Iterator[OpenSet]:
+def open_set(address: str, given_format: str | None = None) -> Iterator[OpenSet]:
     """Read the set at `address`: a folder, or FOLDER@REVISION, a Git revision under which DVC tracks it.
 
-    The files of a revision are there as long as the block runs. Unless `rows_suffice`, the pictures must lie in the
-    folder. Raises `DataError` for what cannot be read, and `UsageError` for a revision of a folder that DVC does not
-    track.
+    The files of a revision are there as long as the block runs. Raises `DataError` for what cannot be read, and
+    `UsageError` for a revision of a folder that DVC does not track.
     """
     folder, revision = _parts(address)
-    if not rows_suffice and (bucket := address_of(folder)) is not None:
-        raise DataError(
-            f"the pictures of {folder} stay at {bucket}, where this command cannot read them; copy them to "
-            f"{folder / 'images'} and remove {ROOT_FILE} and {LIST_FILE} from a copy of the set"
-        )
     if revision is None:
         yield _read(folder, given_format)
         return

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from pipeline_tasks.errors import TemporaryError
+from pipeline_tasks.errors import DataError, TemporaryError
 from pipeline_tasks.tracking.client import ask, away, one_line, server_errors
 from pipeline_tasks.tracking.mirror import PARENT_TAG
 from pipeline_tasks.tracking.registry import CHAMPION
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
     from mlflow.tracking import MlflowClient
 
     from pipeline_tasks.workspace import Workspace
@@ -49,6 +50,17 @@ class Move:
     because: str
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The champion that a gate compared its candidate with; the version is None where there was none."""
+
+    version: str | None
+
+
+class ChampionMovedError(DataError):
+    """The champion is not the one that the gate compared with: its verdict says nothing about the present one."""
+
+
 def history(tags: Mapping[str, str]) -> tuple[Move, ...]:
     """The moves in a registered model's tags, the oldest first; a tag that another hand wrote there is none."""
     names = sorted(name for name in tags if name.startswith(LOG_TAG))
@@ -69,27 +81,41 @@ def made_champion(moves: Sequence[Move], version: str) -> Move | None:
 
 
 def move_champion(
-    client: MlflowClient, workspace: Workspace, name: str, version: str, kind: Kind, by: str, because: str
+    client: MlflowClient,
+    workspace: Workspace,
+    name: str,
+    version: str,
+    kind: Kind,
+    by: str,
+    because: str,
+    compared: Compared | None = None,
 ) -> Move | None:
     """Let the alias stand at a version and write the move down; None where it stands there already.
 
     The alias is moved last: a move that broke off is made again by the same call. One that broke off behind it, before
     the pipeline runs were told, is told by the same call. Of two at once in one workspace, on one machine or on two,
-    the second waits for the first.
+    the second waits for the first. Two workspaces of one registry know nothing of each other, and MLflow has no move on
+    a condition: the alias is read again right before it is moved; of two moves within that request the later wins.
+
+    Args:
+        compared: what the candidate was compared with, where a gate decided; None where a person did.
 
     Raises:
+        ChampionMovedError: the champion is another than `compared`; nothing is written.
         UnavailableError: the registry does not answer.
-        TemporaryError: another process has been moving this alias for a minute, or took the right to while this one
-            stood still.
+        TemporaryError: another process has been moving this alias for a minute, took the right to while this one
+            stood still, or moved it from another workspace in this moment.
     """
     with workspace.champion_lease(name) as confirm:
         model = ask(lambda: client.get_registered_model(name), workspace)
         moves = history(model.tags) if model else ()
-        before = str(model.aliases[CHAMPION]) if model and CHAMPION in model.aliases else None
+        before = _champion(model) if model else None
         if before == version:
             if moves and moves[-1].version == version:
                 _tell_runs(client, name, moves[-1])
             return None
+        if compared is not None and before != compared.version:
+            raise ChampionMovedError(_moved(name, version, compared.version, before))
         who, why = _plain(by)[:MOST_LETTERS_OF_A_NAME], _plain(because)[:MOST_LETTERS]
         move = Move(version, before, kind, _later(moves), who, why)
         try:
@@ -131,7 +157,22 @@ def _write(client: MlflowClient, name: str, move: Move, confirm: Callable[[], No
     for field, value in told.items():
         client.set_model_version_tag(name, move.version, f"{LOG_TAG}{field}", value)
     confirm()
+    if _champion(client.get_registered_model(name)) != move.before:
+        raise TemporaryError(f"another workspace moved the champion of {name} in this moment; do the same again")
     client.set_registered_model_alias(name, CHAMPION, move.version)
+
+
+def _champion(model: RegisteredModel) -> str | None:
+    return str(model.aliases[CHAMPION]) if CHAMPION in model.aliases else None
+
+
+def _moved(name: str, version: str, then: str | None, now: str | None) -> str:
+    compared = f"v{then}, which is champion no longer" if then else "no champion, and there is one by now"
+    present = f" (it is v{now})" if now else ""
+    return (
+        f"{name} v{version} was compared with {compared}{present}; start another run, which does the gate again and "
+        f"takes everything before it as it is, or decide yourself: `nasline promote {name} {version}`"
+    )
 
 
 def _tell_runs(client: MlflowClient, name: str, move: Move) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline_tasks.errors import ConfigurationError, TemporaryError, UnavailableError
+from pipeline_tasks.tracking.local_store import create_database
 from pipeline_tasks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def connect(workspace: Workspace) -> MlflowClient:
     uri = tracking_uri(workspace)
     if uri != shown_uri(workspace):  # MLflow prints the address of every run that ends, login included
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    create_database(uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return MlflowClient(uri)
@@ -93,14 +95,26 @@ def server_errors() -> tuple[type[Exception], ...]:
     return (MlflowException, RequestException, SQLAlchemyError, OSError, TemporaryError)
 
 
+REMEDIES = {
+    "UNAUTHENTICATED": "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "PERMISSION_DENIED": "an administrator of MLflow has to give this user the right, or the server has to know the "
+    "host name of this address (--allowed-hosts)",
+}
+"""By MLflow's code of a refusal."""
+DENIED_BY_MLFLOW = "'Permission denied'"
+"""At the end of what the client says when MLflow's own users lack a right; other refusals have other answers."""
+
+
 def ask(question: Callable[[], Answer], workspace: Workspace) -> Answer | None:
     """The answer of the registry or the tracking store, None when it knows no such thing.
 
     MLflow's server with users answers "permission denied" to who is no administrator and asks for a model that does not
-    exist; so does it for one that may not be read, hence the warning.
+    exist; so does it for one that may not be read, and no question tells the two apart, hence the warning. Other
+    refusals (a host name the server does not know, a proxy) say nothing about the model.
 
     Raises:
         UnavailableError: it does not answer.
+        ConfigurationError: it refuses to answer.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import (
@@ -116,17 +130,25 @@ def ask(question: Callable[[], Answer], workspace: Workspace) -> Answer | None:
     except MlflowException as error:
         if error.error_code in unknown:
             return None
-        if error.error_code == ErrorCode.Name(PERMISSION_DENIED):
-            log.warning("the tracking server denies what was asked, or knows no such thing; taken as not there")
+        if error.error_code == ErrorCode.Name(PERMISSION_DENIED) and str(error).endswith(DENIED_BY_MLFLOW):
+            log.warning(
+                "the tracking server denies what was asked, or knows no such thing; taken as not there (if it is "
+                "there, an administrator of MLflow has to give %s the right to read it)",
+                os.environ.get("MLFLOW_TRACKING_USERNAME") or "this user",
+            )
             return None
         raise away(workspace, error) from None
     except server_errors() as error:
         raise away(workspace, error) from None
 
 
-def away(workspace: Workspace, error: Exception) -> UnavailableError:
-    """The error of a registry that does not answer."""
+def away(workspace: Workspace, error: Exception) -> UnavailableError | ConfigurationError:
+    """The error of a registry that does not answer, or refuses to: that, no retry cures."""
     place, text = shown_uri(workspace), one_line(error)
+    code = getattr(error, "error_code", "")
+    if code in REMEDIES:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME") or "who gives no MLFLOW_TRACKING_USERNAME"
+        return ConfigurationError(f"the model registry at {place} refuses {user} ({text}); {REMEDIES[code]}")
     return UnavailableError(
         f"the model registry at {place} does not answer ({text}); start it or set MLFLOW_TRACKING_URI"
     )

@@ -73,4 +73,4 @@ def _artifact_location() -> str | None:
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("sqlite:///"):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts").as_uri()

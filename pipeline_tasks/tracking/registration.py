@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_tasks.tracking.champions import actor, move_champion
+from pipeline_tasks.tracking.champions import ChampionMovedError, Compared, actor, move_champion
 from pipeline_tasks.tracking.client import away, open_store, server_errors
 from pipeline_tasks.tracking.model_signature import input_example, signature
-from pipeline_tasks.tracking.registry import BEST_TAG, BUNDLE, CANDIDATE, CHAMPION, ENGINE_TAG, VERDICT_TAG
+from pipeline_tasks.tracking.registry import BEST_TAG, BUNDLE, BUNDLE_TAG, CANDIDATE, CHAMPION, ENGINE_TAG, VERDICT_TAG
 from pipeline_tasks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def register_bundle(
     tags: dict[str, str],
     promote: bool,
     description: str = "",
+    compared: Compared | None = None,
 ) -> dict[str, Any]:
     """Register a bundle as a new version and move the aliases; an engine that is registered already, with the same best
     ancestor to beat, keeps its version.
@@ -39,6 +40,9 @@ def register_bundle(
         run_id: MLflow run of the step `register`, which then owns the model.
         tags: Tags of the version; ENGINE_TAG and BEST_TAG among them.
         description: The version's page, in Markdown.
+        compared: The champion that the gate compared with, None where it compared with none.
+
+    Returns: model, version and aliases, and `not_champion`, a sentence, where another became champion since the gate.
 
     Raises:
         UnavailableError: the registry does not answer; nothing was promoted.
@@ -46,17 +50,23 @@ def register_bundle(
     client = open_store(workspace)
     try:
         version = _existing_version(client, name, tags) or _new_version(name, bundle, run_id, tags)
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version, key, value)
+        for key in tags.keys() - {BUNDLE_TAG}:  # an existing version keeps the bundle that was uploaded with it
+            client.set_model_version_tag(name, version, key, tags[key])
         if description:
             client.update_model_version(name, version, shortened(description))
         client.set_registered_model_alias(name, CANDIDATE, version)
     except server_errors() as error:
         raise away(workspace, error) from None
+    told: dict[str, Any] = {"model": name, "version": version, "aliases": [CANDIDATE]}
     if promote:
-        move_champion(client, workspace, name, version, "register", actor(), tags.get(VERDICT_TAG, ""))
-    log.info("registered models:/%s/%s%s", name, version, ", now @champion" if promote else "")
-    return {"model": name, "version": version, "aliases": [CANDIDATE, *([CHAMPION] if promote else [])]}
+        try:
+            move_champion(client, workspace, name, version, "register", actor(), tags.get(VERDICT_TAG, ""), compared)
+            told["aliases"].append(CHAMPION)
+        except ChampionMovedError as error:
+            told["not_champion"] = str(error)
+            log.warning("registered, but not champion: %s", error)
+    log.info("registered models:/%s/%s%s", name, version, ", now @champion" if CHAMPION in told["aliases"] else "")
+    return told
 
 
 def shortened(page: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from model.data.tables import write_dataset
 from pipeline_tasks.data.raw import RawDataset
+from pipeline_tasks.data.table_builder import release_pages
 from pipeline_tasks.errors import DataError
 from pipeline_tasks.validation import report
 from pipeline_tasks.validation.drift import Reference, with_drift
@@ -112,6 +113,7 @@ def examine(
     Without `decode` no picture is opened: it is only looked whether they exist, and no rule on their content is judged.
     """
     judged = _judge_all(raw, roots, limits, threads, decode)
+    release_pages()
     published = {role: publishable(one) for role, one in judged.items()}
     drift = None
     if "target" in judged:
@@ -119,10 +121,12 @@ def examine(
     broken = [sentence for one in judged.values() for sentence in violations(one, limits)]
     output.mkdir(parents=True, exist_ok=True)
     suites = run_suites([suite for one in judged.values() for suite in _suites(one, limits)], output / "data_docs")
+    release_pages()
     if publish and not broken:
         for role, one in published.items():
             write_dataset(output / role, one.images, one.boxes, one.metadata)
     sets = {role: report.describe_set(judged[role], published[role], output / role) for role in judged}
+    release_pages()
     if drift is not None:
         sets["target"]["drift"] = drift
     content = report.assemble(sets, broken, limits, suites)

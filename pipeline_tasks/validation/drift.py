@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline_tasks.data.raw import Problem
 from pipeline_tasks.dataset_statistics import (
+    BOX_COLUMNS,
     DatasetStatistics,
     Distance,
     class_distance,
@@ -20,6 +21,7 @@ from pipeline_tasks.dataset_statistics import (
     size_distance,
     statistics_of,
 )
+from pipeline_tasks.validation.columns import ROWS_PER_PART
 from pipeline_tasks.validation.judgement import JudgedSet, JudgedTable
 from pipeline_tasks.validation.limits import ValidationLimits
 from pipeline_tasks.validation.published import Published
@@ -74,7 +76,8 @@ def with_drift(
 
 
 def _measure(published: Published, reference: Reference, before: DatasetStatistics) -> _Drift:
-    after = statistics_of(published.images, published.boxes, published.metadata.class_names)
+    batches = published.boxes.select(BOX_COLUMNS).to_batches(max_chunksize=ROWS_PER_PART)
+    after = statistics_of(published.images, batches, published.metadata.class_names)
     both = (before, after)
     return _Drift(
         reference, before, after,

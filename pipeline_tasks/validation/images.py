@@ -27,8 +27,6 @@ from pipeline_tasks import bucket_images
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 FILES_PER_TASK = 32
-FETCHED_AT_ONCE = 16
-"""Threads for a set whose pictures stay in a bucket: they mostly wait."""
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -95,7 +93,7 @@ def inspect_images(
     What is larger than `limit` is not decoded, and counts as not decodable.
     """
     size_limit = limit or SizeLimit()
-    usual = (os.cpu_count() or 1) if bucket_images.of_folder(folder) is None else FETCHED_AT_ONCE
+    usual = (os.cpu_count() or 1) if bucket_images.of_folder(folder) is None else bucket_images.FETCHED_AT_ONCE
     groups = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
     with (
         ThreadPoolExecutor(threads or usual) as executor,

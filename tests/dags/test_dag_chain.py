@@ -210,8 +210,10 @@ def test_a_gate_on_the_wrong_device_fails_the_run_at_once(fake_nasline: FakeNasl
 def test_the_outcome_is_told_in_a_sentence() -> None:
     outcome = importlib.import_module("pipeline_chain").outcome
     gate = {"sentence": "published", "summary": {"verdict": "accepted: all 2 rules passed"}}
-    register = {"sentence": "published", "summary": {"model": "digits", "version": "3"}}
+    register: dict[str, Any] = {"sentence": "published", "summary": {"model": "digits", "version": "3"}}
     assert outcome({}, gate, register) == "The gate accepted: all 2 rules passed. Registered: digits v3."
+    register["summary"]["not_champion"] = "digits v3 was compared with v1"
+    assert outcome({}, gate, register).endswith("digits v3. Not champion: digits v3 was compared with v1.")
     assert outcome({"sentence": "nothing changed"}, None, None) == "The run ended before the gate: nothing changed"
 
 

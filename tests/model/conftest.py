@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exported_detector import ExportedDetector, export_detector
 from torch import Tensor, nn
 
 import model
@@ -59,6 +60,12 @@ def golden(shared: Path) -> Golden:
 def small_network(golden: Golden) -> nn.Module:
     """YOLO-NAS S with 80 classes and golden weights, evaluation mode; tests must not change it."""
     return golden.fill(model.build("s", 80)).eval()
+
+
+@pytest.fixture(scope="session")
+def detector(golden: Golden, shared: Path) -> ExportedDetector:
+    """A small quantized detector and its exported files; tests must not change it."""
+    return export_detector(golden, shared)
 
 
 @pytest.fixture(autouse=True)

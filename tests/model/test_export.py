@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector, as_input, export_detector, golden_network
+from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector, as_input, golden_network
 from onnx import numpy_helper
 
 from model.engines.agreement import compare_outputs
@@ -23,11 +23,6 @@ from model.onnx_file import read_metadata
 from model.onnx_structure import check_graph, check_structure
 from model.preprocessing import Preprocessing
 from model.quantization.quantize import precision_per_layer, quantized_layers
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture

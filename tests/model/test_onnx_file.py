@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector, export_detector
+from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector
 
 from model.engines.onnxruntime_engine import OnnxRuntimeEngine
 from model.engines.openvino_engine import OpenVINOEngine
@@ -15,11 +15,6 @@ from model.export import export_onnx
 from model.onnx_file import fix_batch, fixed_batch, load_onnx, write_onnx
 from model.onnx_structure import check_structure
 from model.preprocessing import Preprocessing
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 def test_a_fixed_file_computes_what_the_free_one_does(detector: ExportedDetector, tmp_path: Path) -> None:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from exported_detector import ExportedDetector, as_input, export_detector
+from exported_detector import ExportedDetector, as_input
 
 from model.onnx_float_layers import leave_in_float
 from model.onnx_structure import check_graph, convolutions
 from model.quantization.quantize import float_layers, freeze, quantized_layers, set_float_layers
 
 LAYERS = ("backbone.stem.conv.rbr_reparam", "neck.neck1.upsample", "heads.head2.stem.seq.conv")
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")

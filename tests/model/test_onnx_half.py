@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exported_detector import ExportedDetector, export_detector
+from exported_detector import ExportedDetector
 from onnx import TensorProto, numpy_helper
 
 from model.engines.agreement import compare_outputs
@@ -19,11 +19,6 @@ from model.onnx_structure import Graph, check_graph, check_structure, convolutio
 STEM = "backbone.stem.conv.rbr_reparam"
 SHARED = ("heads.head1.cls_convs.0.seq.conv", "heads.head1.reg_convs.0.seq.conv")  # read one quantized tensor
 DECODING = {"Softmax", "ReduceSum", "Mul", "Split", "Sub", "Add", "Sigmoid"}
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import onnx
 import openvino
 import pytest
 import tensorrt_rtx_bindings as rtx
-from exported_detector import ExportedDetector, export_detector
+from exported_detector import ExportedDetector
 
 from model.engines.tensorrt_build import build_plan, prepare
 from model.engines.unsigned_rewrite import rewrite_unsigned
@@ -30,11 +30,6 @@ from model.suppression import SuppressionConfig
 
 CONFIG = SuppressionConfig(iou_threshold=0.5, candidates=400, max_detections=60, sweeps=10)
 Make = Callable[..., onnx.ModelProto]
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from exported_detector import INPUT_SIZE, ExportedDetector, export_detector
+from exported_detector import INPUT_SIZE, ExportedDetector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +15,8 @@ from model.suppression import PADDING_LABEL, StaticSuppression, SuppressionConfi
 
 
 @pytest.fixture(scope="module")
-def predictions(golden: object, shared: Path) -> tuple[np.ndarray, np.ndarray]:
+def predictions(detector: ExportedDetector) -> tuple[np.ndarray, np.ndarray]:
     """Boxes and scores of a network on photographs of blood cells, scores spread over 0 to 1."""
-    detector: ExportedDetector = export_detector(golden, shared)
     return TorchEngine(detector.floating).run(detector.images)
 
 

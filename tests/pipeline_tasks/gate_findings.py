@@ -66,7 +66,8 @@ def findings(**changes: Any) -> Findings:
 def comparison(**changes: Any) -> Comparison:
     """A candidate that is surely worse than `yolo v1` by two points."""
     values: dict[str, Any] = {
-        "champion": "yolo v1", "champion_map50_95": 0.50, "candidate_map50_95": 0.48, "images": 40, "excluded": (),
+        "champion": "yolo v1", "champion_map50_95": 0.50, "candidate_map50_95": 0.48, "images": 40,
+        "images_with_boxes": 40, "excluded": (),
         "hashed": True, "shared_classes": ("a", "b"), "removed_classes": (), "added_classes": {},
         "share_of_resamples_worse": 0.99, "interval_points": (-3.0, -1.0),
     }  # fmt: skip

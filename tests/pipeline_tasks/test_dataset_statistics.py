@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from model.data import mapped_tables, tables
+from model.data.tables import box_batches, write_dataset
+from pipeline_tasks import register
 from pipeline_tasks.data.readers import read_folder
 from pipeline_tasks.dataset_statistics import (
+    BINS_PER_OCTAVE,
+    BOX_COLUMNS,
     DatasetStatistics,
     class_distance,
     from_json,
@@ -85,12 +91,55 @@ def test_statistics_are_of_training_boxes_without_crowds() -> None:
             "iscrowd": [False, False, False, True],
         }
     )
-    found = statistics_of(images, boxes, ("cat", "dog", "hen"))
+    found = statistics_of(images, boxes.to_batches(), ("cat", "dog", "hen"))
     assert found.class_boxes == {"cat": 1, "dog": 1, "hen": 0} and found.images == 2
     assert found.box_sides == {-8: 1, -4: 1}  # a quarter and a half of 64 pixels
     assert found.image_sides == {24: 2} and median_side(found.image_sides) == pytest.approx(64 * 2**0.125)
     assert from_json(found.to_json()) == found
     assert from_json(None) is None and from_json({**found.to_json(), "schema_version": 9}) is None
+
+
+def test_batches_of_any_length_give_the_statistics_of_the_whole_table() -> None:
+    generator = np.random.default_rng(0)
+    ids = np.sort(generator.permutation(400)[:300])
+    splits = generator.choice(["train", "val", "test"], 300, p=[0.7, 0.2, 0.1])
+    sides = generator.integers(32, 2000, (2, 300))
+    images = pa.table({"image_id": ids, "split": splits, "width": sides[0], "height": sides[1]})
+    rows = generator.integers(0, 300, 5000)  # in no order
+    w, h = generator.lognormal(3, 1, (2, 5000))
+    category, crowd = generator.integers(0, 4, 5000), generator.random(5000) < 0.1
+    boxes = pa.table({"image_id": ids[rows], "category": category, "w": w, "h": h, "iscrowd": crowd})
+    counted = (splits[rows] == "train") & ~crowd
+    shares = np.sqrt(w * h / (sides[0] * sides[1])[rows])[counted]
+    bins, counts = np.unique(np.floor(np.log2(shares) * BINS_PER_OCTAVE).astype(int), return_counts=True)
+    for length in (1, 7, 999, 5000):
+        found = statistics_of(images, boxes.to_batches(max_chunksize=length), tuple("abcd"))
+        assert list(found.class_boxes.values()) == np.bincount(category[counted], minlength=4).tolist()
+        assert list(found.box_sides.items()) == list(zip(bins.tolist(), counts.tolist(), strict=True))
+    assert statistics_of(images, [], tuple("abcd")).box_sides == {}
+    assert statistics_of(images.slice(0, 0), boxes.to_batches(), tuple("abcd")).class_boxes["a"] == 0
+
+
+def test_register_never_holds_the_whole_table_of_boxes(
+    coco_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_tables, "FROM_BOXES", 1)
+    monkeypatch.setattr(mapped_tables, "ROWS_PER_BATCH", 4)
+    raw = read_folder(coco_folder.path, "target", ("train", "val", "test"))
+    published = publishable(judge_set("target", raw, coco_folder.path, ValidationLimits()))
+    write_dataset(tmp_path / "set", published.images, published.boxes, published.metadata)
+    batches = [batch.num_rows for batch in box_batches(tmp_path / "set", BOX_COLUMNS)]
+    assert max(batches) == 4 and sum(batches) == len(published.boxes)
+    whole = statistics_of(published.images, published.boxes.to_batches(), published.metadata.class_names).to_json()
+    read = tables._read_table
+    monkeypatch.setattr(tables, "_read_table", lambda path, schema: pytest.fail(f"{path} was read whole"))
+    assert register._statistics(tmp_path / "set") == whole
+    monkeypatch.setattr(tables, "_read_table", read)
+    shutil.rmtree(tmp_path / "set/mapped")
+    assert register._statistics(tmp_path / "set") == whole
+    (tmp_path / "set/boxes.parquet").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"boxes\.parquet cannot be read as Parquet"):
+        list(box_batches(tmp_path / "set", BOX_COLUMNS))
 
 
 def test_halves_of_a_real_set_do_not_drift(shared: Path) -> None:
@@ -100,7 +149,7 @@ def test_halves_of_a_real_set_do_not_drift(shared: Path) -> None:
     order = np.random.default_rng(1).permutation(len(train))
 
     def part(rows: Any) -> DatasetStatistics:
-        return statistics_of(train.take(np.sort(rows)), published.boxes, names)
+        return statistics_of(train.take(rows), published.boxes.to_batches(), names)
 
     one, two = part(order[::2]), part(order[1::2])
     assert not class_distance(one, two).beyond(0.1)

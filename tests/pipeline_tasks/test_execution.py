@@ -20,6 +20,7 @@ from pipeline_tasks.params import Parameters, resolve
 from pipeline_tasks.process import Stopper
 from pipeline_tasks.steps import definition
 from pipeline_tasks.team import Helped, Team
+from pipeline_tasks.tracking.registry import bundle_digest
 from pipeline_tasks.workspace import Workspace
 
 
@@ -74,6 +75,22 @@ def pretrain(context: StepContext) -> dict[str, Any]:
     source = (context.inputs["pretrain"] / "images.parquet").read_text()
     (context.output / "checkpoint" / "model.safetensors").write_text(source + context.part)
     return {"map50_95": 0.5}
+
+
+def test_no_step_works_with_an_edited_champion(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    start(workspace, "run")
+    bundle = tmp_path / "bundle"
+    (bundle / "engine").mkdir(parents=True)
+    frozen = workspace.read_run("run")
+    champion = {"name": "yolo", "version": "7", "digest": "0", "directory": str(bundle)}
+    champion |= {"bundle": bundle_digest(bundle), "data": {"target": "t1", "statistics": None}}
+    workspace.write_run("run", {**frozen, "champion": champion})
+    (bundle / "lineage.json").write_text("{}")
+    with pytest.raises(DataError, match="is not the bundle of yolo v7"):
+        execute(workspace, "run", "validate_data", validate, Stopper())
+    (bundle / "lineage.json").unlink()
+    execute(workspace, "run", "validate_data", validate, Stopper())
 
 
 def run_both(workspace: Workspace, run: str) -> list[bool]:

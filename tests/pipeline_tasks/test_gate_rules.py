@@ -52,6 +52,7 @@ def test_an_engine_may_pass_every_rule_at_once() -> None:
 
 OFF = {"minimum_comparison_images": 1, "allow_removed_classes": True}
 """Values that switch a rule off; the others are empty then."""
+NONE_RECORDED = "not accepted: none is recorded"
 NEVER_OFF = "precision of the built engine"
 FAST_FLOAT = GateLatency({"int8": record("int8", 5.0), "float": record("float", 6.0)}, {})
 SLOW_INT8 = GateLatency({"int8": record("int8", 7.0, p99_ms=8.0), "float": record("float", 14.0)}, {})
@@ -72,7 +73,8 @@ SLOW_TAIL = GateLatency({"int8": record("int8", 5.0, p99_ms=30.0), "float": reco
         ("require_image_licence", {"licences": {**findings().licences, "image": {"x", "MIT"}}}, "not accepted: x"),
         ("require_annotation_licence", {"licences": {**findings().licences, "annotation": {"x"}}}, "not accepted: x"),
         ("require_weights_licence", {"licences": {**findings().licences, "weights": {"x"}}}, "not accepted: x"),
-        ("minimum_comparison_images", {"compared": compared(images=9)}, 9),
+        ("require_weights_licence", {"licences": {**findings().licences, "weights": set()}}, NONE_RECORDED),
+        ("minimum_comparison_images", {"compared": compared(images_with_boxes=9)}, 9),
         ("champion_margin", {"compared": compared(candidate_map50_95=0.48, share_of_resamples_worse=0.99)}, -2.0),
         ("allow_removed_classes", {"compared": compared(removed_classes=("c",))}, "c"),
         ("minimum_added_class_map", {"compared": compared(added_classes={"c": 0.3, "d": 0.05})}, 0.05),
@@ -183,11 +185,18 @@ def test_what_was_left_out_is_counted_in_the_sentence() -> None:
 
 
 def test_nothing_to_compare_is_judged_by_what_can_be_said() -> None:
-    nothing = {"images": 0, "candidate_map50_95": None, "champion_map50_95": None, "share_of_resamples_worse": None}
-    judged = rules_of(findings(compared=compared(**nothing, interval_points=None)))
+    nothing = {
+        "images_with_boxes": 0,
+        "candidate_map50_95": None,
+        "champion_map50_95": None,
+        "share_of_resamples_worse": None,
+    }
+    judged = rules_of(findings(compared=compared(**nothing, images=0, interval_points=None)))
     assert "champion_margin" not in judged and not judged["minimum_comparison_images"].passed
-    boxless = rules_of(findings(compared=compared(**{**nothing, "images": 40}, interval_points=None)))
-    assert boxless["minimum_comparison_images"].passed and not boxless["champion_margin"].passed
+    boxless = rules_of(findings(compared=compared(**nothing, interval_points=None)))
+    assert not boxless["minimum_comparison_images"].passed and not boxless["champion_margin"].passed
+    others = rules_of(findings(compared=compared(**nothing, shared_classes=(), interval_points=None)))
+    assert others["minimum_comparison_images"].passed, "nothing is shared, which the rule of the classes judges"
     assert boxless["champion_margin"].measured == "no box of a, b in the clean test images"
 
 

@@ -10,7 +10,7 @@ import yaml
 from pipeline_tasks.errors import DataError, ParameterError
 from pipeline_tasks.keys import key_fields
 from pipeline_tasks.parameter_file import parameter_file
-from pipeline_tasks.params import Parameters, form_fields, resolve
+from pipeline_tasks.params import Parameters, form_fields, of_run, resolve
 from pipeline_tasks.steps import STEP_NAMES
 
 
@@ -44,6 +44,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ({"start.image_size": 100}, ["start.image_size", "multiple of 32", "100"]),
         ({"start.student_variant": "xl"}, ["start.student_variant", "'pico'", '"xl"']),
         ({"nonsense.epochs": 3}, ["nonsense is no known parameter"]),
+        ({"gate.runtime": "onnxruntime"}, ["option: gate.runtime must be openvino: ONNX Runtime computes", "in float"]),
     ],
 )
 def test_wrong_values_are_named_with_their_remedy(options: dict[str, object], words: list[str]) -> None:
@@ -52,6 +53,13 @@ def test_wrong_values_are_named_with_their_remedy(options: dict[str, object], wo
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_an_older_release_froze_is_refused_in_one_sentence() -> None:
+    frozen = {"run": "old", "parameters": {"gate": {"runtime": "onnxruntime"}}}
+    with pytest.raises(ParameterError, match=r"^run\.json of run old: gate\.runtime must be openvino: ONNX Runtime"):
+        of_run(frozen)
+    assert of_run({"run": "new", "parameters": Parameters().to_json()}) == Parameters()
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ SIDE = 64
 FLOAT_MAP = 0.6
 STEM, HEAD = "backbone.stem.conv.rbr_reparam", "heads.head1.stem.seq.conv"
 OPTIONS: dict[str, Any] = {
-    "start.threads": 1, "gate.runtime": "onnxruntime", "quantize.observer": "percentile",
+    "start.threads": 1, "gate.target": "gpu", "quantize.observer": "percentile",
     "quantize.calibration_images": 4, "quantize.sensitivity_images": 2, "quantize.map_budget": 0.5,
     "quantize.maximum_float_share": 1.0,
 }  # fmt: skip
-"""ONNX Runtime on the target: nothing is profiled, so no test waits for an export."""
+"""A GPU is the target: nothing is profiled, so no test waits for an export."""
 
 Measure = Callable[[Any], float]
 

@@ -12,10 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from model.data.image_set import ImageSet
 from pipeline_tasks import digests, register
 from pipeline_tasks.errors import DataError
-from pipeline_tasks.gate import gate, require_float
+from pipeline_tasks.gate import gate, require_boxes, require_float
 from pipeline_tasks.params import resolve
+from pipeline_tasks.tracking.champions import Compared
 
 FILES = {"int8": "model.onnx", "float": "model.float.onnx"}
 RULE = {"name": "INT8 mAP50-95", "passed": True}
@@ -65,13 +67,6 @@ def test_the_engine_that_was_judged_is_registered(context: Any, reached: None) -
         register.register(context)
 
 
-def test_nothing_is_built_for_onnx_runtime(context: Any, reached: None) -> None:
-    for name in FILES:
-        (context.inputs["gate"] / "target" / name / "build.json").unlink()
-    with pytest.raises(KeyboardInterrupt):
-        register.register(context)
-
-
 @pytest.mark.parametrize(
     ("verdict", "told", "contradicts"),
     [
@@ -98,15 +93,19 @@ def test_a_rejection_is_still_a_result(context: Any) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_an_engine_that_the_gate_did_not_build_from_is_refused(context: Any, reached: None, name: str) -> None:
     write(context.inputs["gate"] / "target" / name / "build.json", {"source_sha256": "0" * 64})
-    with pytest.raises(DataError, match=rf"{name}/build\.json was built of another file than .*{FILES[name]}"):
+    with pytest.raises(DataError, match=rf"{name}/build\.json does not name .*{FILES[name]} as what was built \(0000"):
         register.register(context)
 
 
-def test_a_damaged_champion_is_not_carried_along(context: Any, reached: None, tmp_path: Path) -> None:
-    write(tmp_path / "champion/engine/engine.json", {})
-    context.champion = tmp_path / "champion"
-    context.run = {"champion": {"name": "yolo", "version": "7", "digest": "0" * 64}}
-    with pytest.raises(DataError, match="is not the engine of yolo v7"):
+@pytest.mark.parametrize("report", [None, "[]", "{}", "{"])
+def test_an_engine_of_which_nothing_tells_what_it_was_built_of_is_refused(
+    context: Any, reached: None, report: str | None
+) -> None:
+    file = context.inputs["gate"] / "target/int8/build.json"
+    file.unlink()
+    if report is not None:
+        file.write_text(report)
+    with pytest.raises(DataError, match=r"build\.json does not name .*model\.onnx as what was built \(nothing is not"):
         register.register(context)
 
 
@@ -141,3 +140,46 @@ def test_the_gate_refuses_a_float_engine_that_is_quantized(context: Any) -> None
     file.write_text("no network")
     with pytest.raises(DataError, match="not a readable ONNX file"):
         gate(context)
+
+
+@pytest.mark.parametrize(
+    ("margin", "pinned", "compared"),
+    [
+        (0.5, {"name": "yolo", "version": "3"}, Compared("3")),
+        (0.5, None, Compared(None)),
+        (None, {"name": "yolo", "version": "3"}, None),
+    ],
+)
+def test_the_champion_that_may_be_followed_is_the_one_the_gate_compared_with(
+    context: Any, monkeypatch: pytest.MonkeyPatch, margin: float | None, pinned: Any, compared: Compared | None
+) -> None:
+    told = []
+
+    def moved(*_: object, **given: Any) -> dict[str, Any]:
+        told.append(given["compared"])
+        return {"model": "yolo", "version": "4", "aliases": ["candidate"], "not_champion": "because"}
+
+    (context.output / "bundle").mkdir()
+    monkeypatch.setattr(register, "_bundle", lambda *_: (context.output / "bundle", "itself"))
+    monkeypatch.setattr(register, "_measured", lambda *_: ())
+    monkeypatch.setattr(register, "_tags", lambda *_: {})
+    monkeypatch.setattr(register.version_page, "description", lambda *_: "")
+    monkeypatch.setattr(register.registration, "register_bundle", moved)
+    context.parameters = resolve(None, {"gate.champion_margin": margin})
+    context.run, context.workspace, context.tracker = {"champion": pinned}, None, SimpleNamespace(run_id=None)
+    assert register.register(context)["not_champion"] == "because"
+    assert told == [compared]
+
+
+def test_the_gate_refuses_a_test_split_without_a_box_that_counts() -> None:
+    boxes = [(5.0, 5.0, 20.0, 20.0)] * 2
+
+    def split(crowd: list[bool]) -> ImageSet:
+        count = len(crowd)
+        images = range(count), boxes[:count], [0] * count
+        return ImageSet.from_arrays(("cat",), ["a", "b"], [(64, 64)] * 2, *images, is_crowd=crowd)
+
+    require_boxes(split([True, False]))
+    for crowd in ([True, True], []):
+        with pytest.raises(DataError, match="test split has 2 images but no box beside crowd regions"):
+            require_boxes(split(crowd))

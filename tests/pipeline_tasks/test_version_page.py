@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
+import pytest
 from gate_findings import DEVICE, comparison, findings, record
 
 from model.engines.gpu_facts import parse_gpu_facts
@@ -48,7 +49,7 @@ def test_page_has_the_rules_the_engines_and_the_champion() -> None:
     assert page.startswith("The gate accepted: all 4 rules passed.")
     lines = [line.replace(" &emsp;", "") for line in page.splitlines()]
     assert [line for line in lines if line.startswith("| yes | mAP50-95 lost by INT8 | 0 | 1 | points |")]
-    assert "| int8 | 0.4123 | int8 | 5 | 5 | 5 | 10 | 5 |" in lines
+    assert "| int8 | 0.4123 | int8 | 5 | 5 | 5 | 10 | 5 | 0% |" in lines
     assert "Measured on Test CPU by openvino 2026.4.1-1, 2 threads: batch 1, 320 pixels, 200 runs" in page
     assert "spread 0% in the quietest of 1 attempts. Processor: 2 cores (avx2), 2400 MHz, governor performance" in page
     assert (
@@ -74,9 +75,28 @@ def test_page_of_a_gpu_tells_its_state_before_and_after() -> None:
     assert version_page.tags(*files)["nasline.latency_gpu_p50_ms"] == "2.400"
     page = version_page.description(*files).replace(" &emsp;", "")
     assert "GPU p50 ms | GPU p90 ms | GPU p99 ms |" in page
-    assert "| 2.2 | 2.4 | 2.5 | 2.6 |" in page
+    assert "| 2.2 | 2.4 | 2.5 | 2.6 | 0% |" in page
     assert version_page.tags(*files)["nasline.speedup"] == "1.50", "a GPU's minimum is the burst of a cool chip"
     assert latency.speedup == 1.5
+
+
+@pytest.mark.parametrize("name", ["int8", "float"])
+def test_noise_that_no_rule_judged_is_told_where_a_verdict_is_read(name: str) -> None:
+    times = {"int8": 5.0, "float": 10.0}
+    engines = {one: record(one, value, noisy=one == name, spread=0.9 * (one == name)) for one, value in times.items()}
+    made = findings(latency=GateLatency(engines, findings().latency.processing))
+    judged = judge(made, Parameters().gate)
+    assert judged.sentence() == (
+        "accepted: all 4 rules passed; but the measured times are noise, not to be relied on "
+        f"(spread of {name} 90%; limit 50%)"
+    )
+    files = written(made.latency, **judged.to_json())
+    assert files[0]["remarks"] == list(judged.remarks) and files[0]["passed"]
+    page = version_page.description(*files)
+    assert page.startswith(f"The gate {judged.sentence()}.")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} ")]
+    assert row.endswith("| 90%, **noisy** |") and page.count("**noisy**") == 1
+    assert version_page.tags(*files)["nasline.latency_noisy"] == "true"
 
 
 def test_table_has_a_row_for_each_engine_and_no_empty_column() -> None:

@@ -107,6 +107,32 @@ def test_both_user_interfaces_have_users() -> None:
     assert variables("mlflow")["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == variables("worker-cpu")["NASLINE_MLFLOW_UI"]
 
 
+@pytest.mark.slow  # importing the provider takes seconds
+def test_behind_a_proxy_each_address_has_logins_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.providers.fab.www.extensions.init_wsgi_middlewares import init_wsgi_middleware
+    from flask import Flask
+    from flask_limiter.util import get_remote_address  # what the limit of logins counts by
+
+    name = "AIRFLOW__FAB__ENABLE_PROXY_FIX"
+    assert variables("airflow-apiserver")[name] == "${AIRFLOW_BEHIND_PROXY:-False}"
+    forwarded = {"X-Forwarded-For": "198.51.100.9, 203.0.113.7"}  # the first may be made up, the proxy wrote the last
+    seen = []
+    for value in ("False", "True"):
+        monkeypatch.setenv(name, value)
+        app = Flask("login")
+        app.add_url_rule("/", view_func=get_remote_address)
+        init_wsgi_middleware(app)
+        seen.append(app.test_client().get("/", headers=forwarded).text)
+    assert seen == ["127.0.0.1", "203.0.113.7"]
+
+
+def test_steps_log_in_to_airflow_as_a_user_of_their_own() -> None:
+    made, used = variables("airflow-init"), variables("worker-cpu")
+    assert used["NASLINE_AIRFLOW_USER"] == made["AIRFLOW_PIPELINE_USER"] != made["AIRFLOW_ADMIN_USER"]
+    assert used["NASLINE_AIRFLOW_PASSWORD"] == made["AIRFLOW_PIPELINE_PASSWORD"]
+    assert not {"AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_PIPELINE_PASSWORD"} & set(used), "under these names no step gets it"
+
+
 def test_every_variable_is_in_the_example_with_the_same_default() -> None:
     overrides = [(REPOSITORY / "deploy" / name).read_text(encoding="utf-8") for name in OVERRIDES]
     used = [match.groups() for text in (TEXT, *overrides) for match in REFERENCE.finditer(text)]
@@ -122,7 +148,7 @@ def test_every_variable_is_in_the_example_with_the_same_default() -> None:
 TOLD_BY_OTHERS = {
     "NASLINE_DIE_WITH_PARENT", "NASLINE_LEASE_WAIT_SECONDS",  # the operator
     "NASLINE_LAUNCHED_BY", "NASLINE_REPORTS",  # --processes
-    "NASLINE_AIRFLOW_URL", "NASLINE_AIRFLOW_USER", "NASLINE_AIRFLOW_PASSWORD", "NASLINE_AIRFLOW_TOKEN",  # `data add`
+    "NASLINE_AIRFLOW_TOKEN",  # in place of a password
     "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",  # steps, for themselves
     "AWS_ENDPOINT_URL_S3",  # AWS_ENDPOINT_URL holds for all

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -77,8 +80,55 @@ def test_secrets_are_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / ".env").read_text() == "POSTGRES_PASSWORD=mine\n"
 
 
-def test_airflow_is_not_prepared_without_an_administrator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_ADMIN_USER", "admin")
-    monkeypatch.setenv("AIRFLOW_ADMIN_PASSWORD", "")
-    with pytest.raises(SystemExit, match="AIRFLOW_ADMIN_PASSWORD must be set"):
+@pytest.mark.parametrize("missing", ["AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_PIPELINE_PASSWORD"])
+def test_airflow_is_not_prepared_without_its_users(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name in ("AIRFLOW_ADMIN", "AIRFLOW_PIPELINE"):
+        monkeypatch.setenv(f"{name}_USER", "somebody")
+        monkeypatch.setenv(f"{name}_PASSWORD", "" if f"{name}_PASSWORD" == missing else "secret")
+    with pytest.raises(SystemExit, match=f"{missing} must be set"):
         airflow_init.main()
+
+
+RIGHTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from airflow_init import ensure_users
+from airflow.utils.db import initdb
+initdb()
+for password in ("first", "second"):
+    print("|".join(ensure_users(("admin", password), ("nasline", password))))
+from airflow.api_fastapi.app import create_app, get_auth_manager
+create_app()
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
+with get_application_builder() as builder:
+    user = builder.sm.find_user("nasline")
+    ask = get_auth_manager().is_authorized_dag
+    for dag in ("train_yolo_nas", "retrain_yolo_nas", "promote_or_rollback", "evaluate_champion"):
+        for method, entity in (("PUT", "TASK_INSTANCE"), ("GET", "TASK_INSTANCE"), ("POST", "RUN"), ("DELETE", "RUN")):
+            if ask(method=method, access_entity=DagAccessEntity[entity], details=DagDetails(id=dag), user=user):
+                print("may", method, entity, dag)
+    print("reads DAGs" if ask(method="GET", user=user) else "reads none")
+    manager = get_auth_manager()
+    print("may more" if manager.is_authorized_variable(method="GET", user=user) else "reads no variables")
+"""
+
+
+@pytest.mark.slow
+def test_the_pipelines_user_of_airflow_may_write_notes_on_its_chains_and_nothing_else(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
+    told = subprocess.run(
+        [sys.executable, "-c", RIGHTS, str(REPOSITORY / "stack")], env=environment, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert "user admin made, with the role Admin|user nasline made, with the role Nasline" in lines
+    assert sum("its password is the one of this environment" in line for line in lines) == 1, "both in one line"
+    may = [line for line in lines if line.startswith("may ")]
+    assert may == ["may PUT TASK_INSTANCE train_yolo_nas", "may PUT TASK_INSTANCE retrain_yolo_nas"]
+    assert "reads no variables" in lines

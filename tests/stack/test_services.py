@@ -117,3 +117,48 @@ def test_two_stacks_on_a_machine_serve_logs_on_ports_of_their_own(tmp_path: Path
     assert found[0][names[0]] == "8793", "as Airflow has it"
     ports = [int(environment[name]) for environment in found for name in names]
     assert len(set(ports)) == 6 and max(ports) < 65536
+
+
+PARENT_OF_A_DEAD_PART = """
+import os, time
+part = os.fork()
+if part == 0:
+    os._exit(0)
+os.waitid(os.P_PID, part, os.WEXITED | os.WNOWAIT)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_airflow_of_which_a_part_has_ended_is_stopped_before_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`airflow standalone` lives on beside a scheduler that was killed, and its health never comes back."""
+    stack = services.Stack(tmp_path, tmp_path / "workspace")
+    leader = session(PARENT_OF_A_DEAD_PART)
+    assert leader.stdout is not None
+    leader.stdout.readline()
+    content = {"pid": leader.pid, "started": services.start_time(leader.pid), "workspace": str(stack.workspace)}
+    (tmp_path / "airflow.pid").write_text(json.dumps(content))
+    assert services.state_of(stack, "airflow").endswith("but a part of it has ended; `make up` starts it anew")
+    started: list[str] = []
+
+    def ensure(stack: services.Stack, name: str, *_: object) -> None:
+        started.append(f"{name} {services.running_pid(stack, name)}")
+
+    monkeypatch.setattr(services, "_ensure_running", ensure)
+    monkeypatch.setattr(services, "initialise_airflow", lambda _: None)
+    services.up(stack)
+    assert started == ["mlflow None", "airflow None"], "stopped, so that it is started"
+    assert "it is started anew" in capsys.readouterr().out
+    leader.wait()
+    leader.stdout.close()
+
+
+def test_an_airflow_whose_parts_live_is_left_alone(tmp_path: Path) -> None:
+    leader = session("import os, time\nif os.fork():\n  print('up', flush=True)\ntime.sleep(60)\n")
+    assert leader.stdout is not None
+    leader.stdout.readline()
+    assert services.dead_children(leader.pid) == []
+    services.stop_session(leader.pid, signal.SIGTERM, patience=(0.3, 0.3, 5))
+    leader.stdout.close()

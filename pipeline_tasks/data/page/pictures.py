@@ -18,6 +18,7 @@ from pipeline_tasks.data.page.statistics import by_class
 from pipeline_tasks.data.raw import RawDataset
 from pipeline_tasks.data.sets import OpenSet, distinct, usable_boxes, usable_images
 from pipeline_tasks.errors import DataError
+from pipeline_tasks.images import read_content
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def write_pictures(opened: OpenSet, rows: list[int], folder: Path) -> list[str]:
         image = opened.raw.images.slice(row, 1).to_pylist()[0]
         own = boxes.filter(pc.equal(boxes["image_id"], row))
         try:
-            pixels = _decoded(opened.folder / image["path"])
+            pixels = _decoded(opened.folder, image["path"])
         except DataError as error:
             unreadable.append(str(error))
             continue
@@ -76,10 +77,10 @@ def write_pictures(opened: OpenSet, rows: list[int], folder: Path) -> list[str]:
     return html
 
 
-def _decoded(path: Path) -> NDArray[np.uint8]:
+def _decoded(folder: Path, path: str) -> NDArray[np.uint8]:
     try:
-        return decode_image(path.read_bytes(), str(path))
-    except (OSError, ValueError) as error:
+        return decode_image(read_content(folder, path), f"{folder}/{path}")
+    except ValueError as error:
         raise DataError(str(error)) from None
 
 

@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline_tasks.bucket_images import PICTURES
 from pipeline_tasks.data.raw import UNSPLIT
 from pipeline_tasks.data.writers.content import Box, Content, Lost, Picture
-from pipeline_tasks.data.writers.files import copy_picture
+from pipeline_tasks.data.writers.files import copy_pictures
 
 FileName = Callable[[Picture], str]
 
 
 def write(content: Content, target: Path) -> list[Lost]:
     """Write the set; returns what COCO cannot hold."""
-    for picture in content.pictures:
-        copy_picture(picture.source, target / "images" / picture.name)
+    if content.copied:
+        copy_pictures((picture, target / PICTURES / picture.name) for picture in content.pictures)
     return write_json(content, lambda split: target / _file_of(content, split), lambda picture: picture.name)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline_tasks.bucket_images import PICTURES, is_there
 from pipeline_tasks.data.picture_size import upright_size
 from pipeline_tasks.data.raw import UNLABELED_SPLIT, RawDataset
 from pipeline_tasks.errors import DataError
@@ -44,9 +45,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: where it lies, and the name it gets."""
+    """One picture: the set's folder, its path there (or below the bucket of that set), and the name it gets."""
 
-    source: Path
+    folder: Path
+    path: str
     name: str  # with "/" between folders where base names repeat
     width: int
     height: int
@@ -66,6 +68,8 @@ class Content:
     annotation_licence: str
     labelled: bool
     pictures: tuple[Picture, ...]
+    copied: bool = True
+    """Whether the pictures are written too; else they stay in a bucket, under their names."""
 
     @property
     def splits(self) -> list[str]:
@@ -81,11 +85,11 @@ class Content:
         return (box for picture in self.pictures for box in picture.boxes)
 
 
-def content_of(raw: RawDataset, source: Path | Mapping[int, Path]) -> tuple[Content, list[Lost]]:
+def content_of(raw: RawDataset, source: Path | Mapping[int, Path], copied: bool = True) -> tuple[Content, list[Lost]]:
     """The rows that can be written, and those that cannot; pictures whose size is not recorded are asked for it.
 
-    `source`: the folder of the pictures, or by the numbers in the column `root` several. Raises `DataError` for a
-    picture that is missing.
+    `source`: the folder of the pictures, or by the numbers in the column `root` several. Pictures that are not `copied`
+    keep their names below images/. Raises `DataError` for a picture that is missing.
     """
     roots = {0: source} if isinstance(source, Path) else source
     images, bad_images = _usable(raw.images, ["original_id", "path"])
@@ -96,7 +100,8 @@ def content_of(raw: RawDataset, source: Path | Mapping[int, Path]) -> tuple[Cont
         np.argsort(owners, kind="stable")
     )
     grouped = _grouped(rows, np.sort(owners))
-    names = _names(images["name" if "name" in images.column_names else "path"].to_pylist())
+    paths = images["name" if copied and "name" in images.column_names else "path"].to_pylist()
+    names = _names(paths) if copied else [path.removeprefix(PICTURES) for path in paths]
     metadata = raw.metadata
     content = Content(
         class_names=metadata.class_names,
@@ -108,6 +113,7 @@ def content_of(raw: RawDataset, source: Path | Mapping[int, Path]) -> tuple[Cont
             _picture(row if raw.labelled else row | {"split": UNLABELED_SPLIT}, name, roots, grouped)
             for row, name in zip(images.to_pylist(), names, strict=True)
         ),
+        copied=copied,
     )
     lost = [Lost("malformed image records", *bad_images), Lost("malformed annotations", *bad_boxes)]
     return content, [one for one in lost if one.count]
@@ -137,7 +143,7 @@ def _picture(
 ) -> Picture:
     root = roots[row.get("root") or 0]
     file = root / row["path"]
-    if not file.is_file():
+    if not is_there(root, row["path"]):
         raise DataError(
             f"{file} does not exist, but {row['source_record']} lists it; remove the record or add the file"
         )
@@ -148,13 +154,13 @@ def _picture(
             raise DataError(f"{file} is no picture that can be read; remove it, `nasline data validate` says why")
         width, height = found
     boxes = grouped.get(row["image_id"], ())
-    return Picture(file, name, width, height, row["split"], row["licence"], row["original_id"], boxes)
+    return Picture(root, row["path"], name, width, height, row["split"], row["licence"], row["original_id"], boxes)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
     """File names alone where they differ, else the paths below images/, numbered where even these repeat."""
     bare = [PurePosixPath(path).name for path in paths]
-    names = bare if len(set(bare)) == len(bare) else [path.removeprefix("images/") for path in paths]
+    names = bare if len(set(bare)) == len(bare) else [path.removeprefix(PICTURES) for path in paths]
     return _numbered(names, str)
 
 

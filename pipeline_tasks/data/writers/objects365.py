@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline_tasks.data.raw import UNSPLIT
 from pipeline_tasks.data.writers.coco import write_json
 from pipeline_tasks.data.writers.content import Content, Lost
-from pipeline_tasks.data.writers.files import copy_picture
+from pipeline_tasks.data.writers.files import copy_pictures
 
 PICTURES_IN_A_PATCH = 30_000  # about what the archives hold
 
@@ -18,7 +18,7 @@ def write(content: Content, target: Path) -> list[Lost]:
     for split in content.splits:
         for position, picture in enumerate(content.of_split(split)):
             places[picture.name] = f"patch{position // PICTURES_IN_A_PATCH}/{picture.name}"
-            copy_picture(picture.source, target / _folder(split) / places[picture.name])
+    copy_pictures((one, target / _folder(one.split) / places[one.name]) for one in content.pictures)
     return write_json(
         content,
         lambda split: target / f"zhiyuan_objv2_{_folder(split)}.json",

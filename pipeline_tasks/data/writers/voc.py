@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 from pipeline_tasks.data.raw import SPLITS
 from pipeline_tasks.data.writers.content import Content, Lost, Picture, flat_names, lost_to_plain_boxes
-from pipeline_tasks.data.writers.files import copy_picture, write_text
+from pipeline_tasks.data.writers.files import copy_pictures, write_text
 from pipeline_tasks.errors import DataError
 
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -20,9 +20,9 @@ def write(content: Content, target: Path) -> list[Lost]:
         if _NOT_IN_XML.search(class_name) or class_name != class_name.strip():
             raise DataError(f"the class name {class_name!r} cannot be written to XML; rename the class")
     names, lost = flat_names(content)
+    copy_pictures((picture, target / "JPEGImages" / names[picture.name]) for picture in content.pictures)
     for picture in content.pictures:
         name = PurePosixPath(names[picture.name])
-        copy_picture(picture.source, target / "JPEGImages" / name)
         write_text(target / "Annotations" / name.with_suffix(".xml"), _document(content, picture, str(name)))
     for split in (split for split in SPLITS if split in content.splits):
         stems = [PurePosixPath(names[picture.name]).stem for picture in content.of_split(split)]

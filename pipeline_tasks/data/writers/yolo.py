@@ -8,16 +8,15 @@ import yaml
 
 from pipeline_tasks.data.raw import SPLITS, UNSPLIT
 from pipeline_tasks.data.writers.content import Box, Content, Lost, Picture, flat_names, lost_to_plain_boxes
-from pipeline_tasks.data.writers.files import copy_picture, write_text
+from pipeline_tasks.data.writers.files import copy_pictures, write_text
 
 
 def write(content: Content, target: Path) -> list[Lost]:
     """Write the set; returns what YOLO cannot hold."""
     names, lost = flat_names(content)
-    for picture in content.pictures:
-        folder = "" if picture.split == UNSPLIT else picture.split
-        name = PurePosixPath(folder, names[picture.name])
-        copy_picture(picture.source, target / "images" / name)
+    places = [PurePosixPath("" if one.split == UNSPLIT else one.split, names[one.name]) for one in content.pictures]
+    copy_pictures((one, target / "images" / place) for one, place in zip(content.pictures, places, strict=True))
+    for picture, name in zip(content.pictures, places, strict=True):
         lines = "".join(_line(box, picture) for box in picture.boxes if not box.iscrowd)
         write_text(target / "labels" / name.with_suffix(".txt"), lines)
     write_text(target / "data.yaml", _description(content))

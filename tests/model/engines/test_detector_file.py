@@ -9,7 +9,7 @@ import onnx
 import openvino
 import pytest
 import tensorrt_doubles
-from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector, export_detector
+from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector
 
 from model.engines import Runtime, load_engine
 from model.engines.detector_file import check_outputs
@@ -22,11 +22,6 @@ from model.onnx_suppression import STATIC_OUTPUTS, add_suppression
 from model.suppression import SuppressionConfig
 
 CPU_RUNTIMES: tuple[Runtime, ...] = ("openvino", "onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")

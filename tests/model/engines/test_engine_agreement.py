@@ -53,6 +53,19 @@ def test_no_confident_anchor_is_visible_in_the_report() -> None:
     assert report.confident_anchors == 0 and report.box_error_mean_px == 0.0
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("field", ["boxes_xyxy", "scores"])
+def test_what_is_no_number_does_not_pass_for_agreement(field: str, value: float) -> None:
+    broken = FixedEngine()
+    getattr(broken, field)[1, 1] = value
+    for pair in ((broken, FixedEngine()), (FixedEngine(), broken)):
+        with pytest.raises(ValueError, match="fixed float32 gives boxes or scores that are no finite numbers"):
+            compare_outputs(*pair, IMAGES)
+    unconfident = FixedEngine()
+    unconfident.boxes_xyxy[2] = value
+    assert compare_outputs(FixedEngine(), unconfident, IMAGES).box_error_max_px == 0.0
+
+
 def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         compare_outputs(FixedEngine(), FixedEngine(), IMAGES[:0])

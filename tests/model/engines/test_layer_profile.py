@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
-from exported_detector import ExportedDetector, export_detector
+from exported_detector import ExportedDetector
 
 from model.engines.layer_profile import _owners, _Profiled, _type, profile_layers, time_forms
 from model.onnx_float_layers import leave_in_float
 from model.onnx_structure import convolutions
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import openvino
 import pytest
-from exported_detector import INPUT_SIZE, ExportedDetector, export_detector
+from exported_detector import INPUT_SIZE, ExportedDetector
 
 from model.checkpoint import CheckpointMetadata, save_checkpoint
 from model.engines import load_engine
@@ -25,11 +25,6 @@ from model.quantization.quantize import float_layers, precision_per_layer
 from model.quantization.storage import save_quantized
 
 BOX_LIMIT_PX, SCORE_LIMIT = 0.3, 0.005  # the project's limit on confident anchors; 0.06 px and 0.0007 were measured
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")

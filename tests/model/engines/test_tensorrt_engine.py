@@ -12,7 +12,7 @@ import onnx
 import pytest
 import tensorrt_doubles
 import tensorrt_rtx_bindings
-from exported_detector import ExportedDetector, export_detector
+from exported_detector import ExportedDetector
 from tensorrt_doubles import CudaDouble, TensorRTDouble
 
 from model.engines import MissingRuntimeError, load_engine
@@ -25,11 +25,6 @@ from model.engines.unsigned_rewrite import rewrite_unsigned
 from model.onnx_half import export_half
 
 Doubles = tuple[CudaDouble, TensorRTDouble]
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +202,36 @@ def test_a_plan_of_another_version_is_refused(
     plan.with_name("build.json").unlink()
     with pytest.raises(ValueError, match=r"has no build\.json"):
         TensorRTEngine.from_file(plan)
+
+
+@pytest.mark.parametrize("field", ["runtime_version", "gpu", "precision"])
+def test_a_report_without_a_field_is_refused_in_one_sentence(
+    detector: ExportedDetector, doubles: Doubles, tmp_path: Path, field: str
+) -> None:
+    build_tensorrt(detector.int8_onnx, tmp_path)
+    report = tmp_path / "build.json"
+    whole = json.loads(report.read_text())
+    for content, words in (
+        ({name: value for name, value in whole.items() if name != field}, f": {field} must be a text, but it is miss"),
+        ({**whole, field: 8}, f": {field} must be a text, but it is 8; build the plan again from model.onnx"),
+        ([], ": runtime_version must be a text, but it is missing"),
+    ):
+        report.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"{report}{words}"):
+            TensorRTEngine.from_file(tmp_path / "model.plan")
+    report.write_text("{")
+    with pytest.raises(ValueError, match=rf"{report} cannot be read .*; build the plan again"):
+        TensorRTEngine.from_file(tmp_path / "model.plan")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"precision": "int8"}', '{"of_another_release": 1}'])
+def test_a_kept_plan_whose_report_is_not_understood_is_built_again(
+    detector: ExportedDetector, doubles: Doubles, tmp_path: Path, content: str
+) -> None:
+    plan = build_cached(detector.int8_onnx, cache=tmp_path)
+    plan.with_name("build.json").write_text(content)
+    assert build_cached(detector.int8_onnx, cache=tmp_path) == plan
+    assert json.loads(plan.with_name("build.json").read_text())["precision"] == "int8"
 
 
 def test_what_is_missing_is_said(

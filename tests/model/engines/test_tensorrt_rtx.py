@@ -15,7 +15,7 @@ import onnx
 import pytest
 import tensorrt_rtx_bindings as rtx
 import torch
-from exported_detector import CLASS_NAMES, ExportedDetector, as_input, export_detector, real_images
+from exported_detector import CLASS_NAMES, ExportedDetector, as_input, real_images
 from onnx import numpy_helper
 
 import model
@@ -27,11 +27,6 @@ from model.preprocessing import Preprocessing
 from model.quantization.quantize import QuantizationConfig, precision_per_layer, quantize
 
 STEM = "backbone.stem.conv.rbr_reparam"
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture

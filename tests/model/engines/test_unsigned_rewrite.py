@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from exported_detector import ExportedDetector, export_detector
+from exported_detector import ExportedDetector
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -128,16 +126,15 @@ def test_operators_that_can_give_negative_numbers(kind: str) -> None:
     assert "y" not in non_negative_tensors(graph(nodes, ["y"]))
 
 
-def test_a_byte_image_is_never_negative(golden: object, shared: Path) -> None:
-    proto = onnx.load(export_detector(golden, shared).int8_onnx)
+def test_a_byte_image_is_never_negative(detector: ExportedDetector) -> None:
+    proto = onnx.load(detector.int8_onnx)
     known = non_negative_tensors(proto)
     stem = next(node for node in proto.graph.node if node.op_type == "Conv")
     assert stem.input[0] in known and "scores" in known and "boxes_xyxy" not in known
 
 
-def test_whole_detector_computes_the_same_bits(golden: object, shared: Path) -> None:
+def test_whole_detector_computes_the_same_bits(detector: ExportedDetector) -> None:
     """Also on noise, which drives activations beyond what the calibration images reached."""
-    detector: ExportedDetector = export_detector(golden, shared)
     proto = onnx.load(detector.int8_onnx)
     rewritten, report = rewrite_unsigned(proto)
     onnx.checker.check_model(rewritten, full_check=True)

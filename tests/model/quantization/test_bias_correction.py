@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from exported_detector import ExportedDetector, as_input, export_detector
+from exported_detector import ExportedDetector, as_input
 from torch import nn
 
 from model.quantization.bias_correction import correct_biases
 from model.quantization.fake_quantize import QuantizedConv2d
 from model.quantization.quantize import QuantizationConfig, float_layers, quantize, quantized_layers
 from model.quantization.sensitivity import quantization_errors
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 def test_the_shift_is_the_mean_that_rounding_lost() -> None:

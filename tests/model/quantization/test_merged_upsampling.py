@@ -12,7 +12,6 @@ from exported_detector import (
     INPUT_SIZE,
     ExportedDetector,
     as_input,
-    export_detector,
     golden_network,
 )
 
@@ -33,11 +32,6 @@ from model.quantization.storage import load_quantized, save_quantized
 from model.yolo_nas import YoloNAS
 
 CONFIG = QuantizationConfig(float_layers=tuple(PREDICTION_LAYERS), merge_upsampling=True)
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector, as_input, export_detector, golden_network
+from exported_detector import CLASS_NAMES, INPUT_SIZE, ExportedDetector, as_input, golden_network
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import CheckpointMetadata
@@ -35,11 +35,6 @@ from model.training import TrainingConfig, train
 from model.yolo_nas import YoloNAS
 
 METADATA = CheckpointMetadata("pico", CLASS_NAMES, Preprocessing(INPUT_SIZE), step=7)
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from exported_detector import INPUT_SIZE, ExportedDetector, as_input, export_detector
+from exported_detector import INPUT_SIZE, ExportedDetector, as_input
 
 from model.quantization.quantize import float_layers, quantized_layers, set_float_layers
 from model.quantization.sensitivity import (
@@ -17,11 +16,6 @@ from model.quantization.sensitivity import (
     quantization_errors,
 )
 from model.yolo_nas import YoloNAS
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 def test_a_layer_with_a_ruined_range_is_the_most_sensitive(detector: ExportedDetector) -> None:

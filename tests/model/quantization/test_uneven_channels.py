@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from exported_detector import CALIBRATION_IMAGES, ExportedDetector, as_input, export_detector
+from exported_detector import CALIBRATION_IMAGES, ExportedDetector, as_input
 
 import model
 from model.quantization.quantize import QuantizationConfig, float_layers, quantize, quantized_layers
@@ -16,11 +15,6 @@ from model.quantization.uneven_channels import spread_channels
 
 BOTTLENECK = "backbone.stage2.blocks.bottlenecks.0"
 OCTAVES = 12.0
-
-
-@pytest.fixture(scope="module")
-def detector(golden: object, shared: Path) -> ExportedDetector:
-    return export_detector(golden, shared)
 
 
 def test_int8_loses_what_float_does_not_and_selection_finds_the_layer(detector: ExportedDetector) -> None:

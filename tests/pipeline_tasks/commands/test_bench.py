@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 from model.onnx_file import fix_batch, load_onnx
 from model.preprocessing import Preprocessing
 from pipeline_tasks import bench_subjects, digests
-from pipeline_tasks.bench_picture import Point, draw_bench, frontier, frontiers
+from pipeline_tasks.bench_picture import Point, draw_bench, frontier, frontiers, wrapped
 from pipeline_tasks.bench_subjects import Subject, open_subjects, recorded_map, short_names
 from pipeline_tasks.commands import bench
 from pipeline_tasks.engine_table import EngineRow
 from pipeline_tasks.errors import UsageError
-from pipeline_tasks.published_latency import PUBLISHED, published_table
+from pipeline_tasks.published_latency import PUBLISHED, PublishedLatency, published_table
 from pipeline_tasks.tracking import bench_run
 from pipeline_tasks.tracking.bench_run import BenchRun, metric_entries
 from pipeline_tasks.workspace import Workspace
@@ -235,6 +235,42 @@ def test_the_picture_needs_an_engine_but_no_accuracy(tmp_path: Path) -> None:
         draw_bench([], PUBLISHED, "median latency", "CPU", tmp_path / "none.png")
     draw_bench([Point("unknown", 3.0, None)], (), "median latency", "CPU", tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("published", [(), PUBLISHED])
+def test_long_names_stay_inside_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Sequence[PublishedLatency]
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn, print_figure = [], FigureCanvasAgg.print_figure
+
+    def keep(canvas: FigureCanvasAgg, *words: Any, **options: Any) -> None:
+        print_figure(canvas, *words, **options)
+        drawn.append(canvas.figure)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_figure", keep)
+    names = (f"models:/{'W' * 100}@champion (openvino)", f"{'a/long/way/' * 20}model.onnx", "a$1/b$2", "word " * 60)
+    points = [Point(name, 5.0 + index, 0.1 * index or None, 1) for index, name in enumerate(names)]
+    draw_bench(
+        points, published, "median latency", "A CPU of a vendor who likes long names " * 3, tmp_path / "long.png"
+    )
+    (figure,) = drawn
+    (legend,), (axes,) = figure.legends, figure.axes
+    width, height = figure.canvas.get_width_height()
+    for part in (legend, axes.title):
+        box = part.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+    assert axes.get_window_extent().height > 350
+    told = [text.get_text().replace("\n", "") for text in legend.get_texts()]
+    assert [next(text for text in told if text.startswith(f"{n}: "))[3:].startswith(name.strip()[:40])
+            for n, name in enumerate(names, start=1)] == [True] * 4  # fmt: skip
+
+
+def test_a_text_is_broken_behind_blanks_and_slashes() -> None:
+    assert wrapped("short", 100, 8) == "short"
+    assert wrapped("one/two/three four five", 40, 8).splitlines() == ["one/two/", "three four", "five"]
+    assert wrapped("W" * 30, 40, 8).replace("\n", "") == "W" * 30
 
 
 def test_published_rows_name_their_source_and_rise_with_size() -> None:

@@ -15,10 +15,10 @@ from mlflow.exceptions import MlflowException
 from tracked_runs import ACCEPTED, REJECTED, Registry
 
 from pipeline_tasks.commands import champion
-from pipeline_tasks.errors import ConfigurationError, DataError, UnavailableError, UsageError
+from pipeline_tasks.errors import ConfigurationError, DataError, TemporaryError, UnavailableError, UsageError
 from pipeline_tasks.promotion import carry_out, plan_promotion, plan_rollback
 from pipeline_tasks.tracking import champions, mirror, registered
-from pipeline_tasks.tracking.champions import move_champion
+from pipeline_tasks.tracking.champions import ChampionMovedError, Compared, move_champion
 from pipeline_tasks.tracking.client import connect, one_line
 from pipeline_tasks.workspace import Workspace
 
@@ -311,3 +311,40 @@ def test_the_commands(nasline: Callable[..., str], workspace: Workspace, registr
     assert "--reason is empty" in nasline("promote", registry.name, 2, "--reason", " ", "--dry-run", code=2)
     assert "v1 is the first champion" in nasline("rollback", registry.name, "--reason", "x", code=2)
     assert [(move["version"], move["because"], move["by"]) for move in registry.log()] == [("1", "-x", "bob")]
+
+
+def gated(workspace: Workspace, registry: Registry, version: str, compared: str | None) -> champions.Move | None:
+    """What `register` does with an accepted version."""
+    client = connect(workspace)
+    against = Compared(compared)
+    return move_champion(client, workspace, registry.name, version, "register", "nasline", ACCEPTED, against)
+
+
+def test_a_gate_that_compared_with_another_champion_moves_nothing(workspace: Workspace, registry: Registry) -> None:
+    assert gated(workspace, registry, "1", None) is not None
+    with pytest.raises(ChampionMovedError, match=r"compared with no champion, and there is one by now \(it is v1"):
+        gated(workspace, registry, "2", None)
+    promote(workspace, registry, "3")
+    with pytest.raises(ChampionMovedError, match=f"v1, .* no longer .it is v3.*promote {registry.name} 2"):
+        gated(workspace, registry, "2", "1")
+    assert registry.champion == "3" and len(registry.log()) == 2
+    assert gated(workspace, registry, "3", "1") is None, "it is champion already: the same call again"
+    assert gated(workspace, registry, "2", "3") is not None
+    assert registry.champion == "2"
+
+
+def test_of_two_workspaces_the_one_whose_alias_is_moved_under_its_hands_stops(
+    workspace: Workspace, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = connect(workspace)
+    tag = slow.set_model_version_tag
+
+    def tag_while_another_moves(*arguments: str) -> None:
+        monkeypatch.setattr(slow, "set_model_version_tag", tag)
+        promote(Workspace(tmp_path / "another"), registry, "2")
+        tag(*arguments)
+
+    monkeypatch.setattr(slow, "set_model_version_tag", tag_while_another_moves)
+    with pytest.raises(TemporaryError, match="another workspace moved the champion"):
+        move_champion(slow, workspace, registry.name, "1", "register", "nasline", ACCEPTED, Compared(None))
+    assert registry.champion == "2"

@@ -19,7 +19,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from boto3.s3.transfer import TransferConfig
 
+import pipeline_tasks.store
 from model.data.augmentation import AugmentationConfig
 from model.data.loader import TrainingLoader
 from model.data.tables import read_dataset
@@ -147,7 +149,7 @@ def test_what_changed_or_went_in_the_bucket_is_told(bucket_set: Path) -> None:
     assert contents(bucket_set)["images/val_0.jpg"] == b"another picture"
 
 
-def test_a_set_is_added_listed_again_and_refused_where_pictures_are_needed(
+def test_a_set_is_added_and_listed_again(
     bucket_set: Path, uri: str, tmp_path: Path, nasline: Any, git_identity: None
 ) -> None:
     (bucket_set / ROOT_FILE).unlink()
@@ -172,13 +174,110 @@ def test_a_set_is_added_listed_again_and_refused_where_pictures_are_needed(
     ObjectStore(f"{uri}/photos").write("more.jpg", (contents(target)["images/val_0.jpg"]))
     assert add(target).digest != first.digest
     assert "5 images" not in nasline("data", "list", project, code=0)
-    assert "stay at s3://" in nasline("data", "show", target, "--out", tmp_path / "page", code=65)
     (target / LIST_FILE).unlink()
     assert "its pictures were never listed; run `nasline data add" in nasline("data", "validate", target, code=65)
     (target / "images").mkdir()
     (target / "images/own.jpg").write_bytes(b"x")
     list_bucket(target, f"{uri}/photos")
     assert "remove one of the two" in nasline("data", "validate", target, code=65)
+
+
+def test_show_fetches_the_pictures_it_shows(bucket_set: Path, coco_folder: Any, tmp_path: Path, nasline: Any) -> None:
+    options = ("--pictures", 3, "--out")
+    nasline("data", "show", bucket_set, *options, tmp_path / "there", code=0)
+    assert len(cached(tmp_path / "cache/images")) == 3
+    nasline("data", "show", coco_folder.path, *options, tmp_path / "here", code=0)
+    for picture in ("0000.jpg", "0001.jpg", "0002.jpg"):
+        here, there = (tmp_path / name / "pictures" / picture for name in ("here", "there"))
+        assert here.read_bytes() == there.read_bytes()
+
+
+def test_diff_compares_lists_and_fetches_where_an_etag_may_be_no_digest(
+    bucket_set: Path, coco_folder: Any, tmp_path: Path, nasline: Any
+) -> None:
+    assert "equal: 12 images, 24 boxes" in nasline("data", "diff", coco_folder.path, bucket_set, code=0)
+    before = tmp_path / "before"
+    shutil.copytree(bucket_set, before)
+    store = ObjectStore(str(bucket_images.address_of(bucket_set)))
+    picture = contents(bucket_set)["images/val_0.jpg"]
+    shutil.rmtree(tmp_path / "cache")
+    store.write("val_0.jpg", picture + b"x")
+    store.write("moved.jpg", picture)
+    list_bucket(bucket_set, store.uri)
+    assert "0 renamed, 1 with other pixels" in nasline("data", "diff", before, bucket_set, code=0)
+    assert cached(tmp_path / "cache/images") == []  # the lists tell it all
+    assert "1 with other pixels" in nasline("data", "diff", coco_folder.path, bucket_set, code=0)
+    assert len(cached(tmp_path / "cache/images")) == 1
+
+
+def test_diff_of_a_folder_with_objects_whose_etag_is_no_md5(
+    bucket_set: Path, coco_folder: Any, tmp_path: Path, nasline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_parts = TransferConfig(multipart_threshold=1)
+    monkeypatch.setattr(pipeline_tasks.store, "_transfer_config", lambda: in_parts)
+    store = ObjectStore(str(bucket_images.address_of(bucket_set)))
+    store.upload("val_0.jpg", coco_folder.path / "images/val_0.jpg")
+    list_bucket(bucket_set, store.uri)
+    opened = of_folder(bucket_set)
+    assert opened is not None and opened.etags(["images/val_0.jpg", "no"])["images/val_0.jpg"].endswith("-1")
+    assert "equal: 12 images, 24 boxes" in nasline("data", "diff", coco_folder.path, bucket_set, code=0)
+    assert len(cached(tmp_path / "cache/images")) == 1
+
+
+def test_split_and_merge_leave_the_pictures_in_the_bucket(
+    bucket_set: Path, coco_folder: Any, tmp_path: Path, nasline: Any
+) -> None:
+    for folder, name in ((coco_folder.path, "here"), (bucket_set, "there")):
+        assert "no picture is in two splits" in nasline("data", "split", folder, "--check", code=0)
+        nasline("data", "split", folder, "--to", tmp_path / name, "--by", "stratified", code=0)
+    here, there = (read_folder(tmp_path / name) for name in ("here", "there"))
+    assert there.images == here.images and there.boxes == here.boxes
+    assert not (tmp_path / "there/images").exists()
+    assert contents(tmp_path / "there") == contents(bucket_set)
+    nasline("data", "merge", bucket_set, tmp_path / "there", "--to", tmp_path / "merged", code=0)
+    merged = read_folder(tmp_path / "merged")
+    assert sorted(merged.images["path"].to_pylist()) == sorted(here.images["path"].to_pylist())
+    assert not (tmp_path / "merged/images").exists() and len(merged.boxes) == len(here.boxes)
+    refused = nasline("data", "merge", bucket_set, coco_folder.path, "--to", tmp_path / "mixed", code=65)
+    assert "lie in different places" in refused and "data export` write copies" in refused
+    ObjectStore(str(bucket_images.address_of(bucket_set))).write("more.jpg", b"x")
+    list_bucket(bucket_set, str(bucket_images.address_of(bucket_set)))
+    refused = nasline("data", "merge", bucket_set, tmp_path / "there", "--to", tmp_path / "mixed", code=65)
+    assert "have different lists of s3://" in refused and not (tmp_path / "mixed").exists()
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc", "objects365"])
+def test_export_fetches_the_pictures(
+    bucket_set: Path, coco_folder: Any, tmp_path: Path, nasline: Any, form: str
+) -> None:
+    for folder, name in ((coco_folder.path, "here"), (bucket_set, "there")):
+        nasline("data", "export", folder, "--to", tmp_path / name, "--format", form, code=0)
+    files = [{p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+             for root in (tmp_path / "here", tmp_path / "there")]  # fmt: skip
+    assert files[0] == files[1] and sum(name.suffix == ".jpg" for name in files[0]) == 12
+
+
+def test_a_repaired_copy_and_a_split_of_another_format(
+    bucket_set: Path, coco_folder: Any, tmp_path: Path, nasline: Any
+) -> None:
+    nasline("data", "validate", bucket_set, "--fix", "--to", tmp_path / "repaired", code=0)
+    assert len(list((tmp_path / "repaired/images").iterdir())) == 12
+    nasline("data", "export", coco_folder.path, "--to", tmp_path / "yolo", "--format", "yolo", code=0)
+    store = ObjectStore(f"{bucket_images.address_of(bucket_set)}/yolo")
+    for picture in (tmp_path / "yolo/images").rglob("*.jpg"):
+        store.write(str(picture.relative_to(tmp_path / "yolo/images")), picture.read_bytes())
+    shutil.rmtree(tmp_path / "yolo/images")
+    list_bucket(tmp_path / "yolo", store.uri)
+    nasline("data", "split", tmp_path / "yolo", "--to", tmp_path / "split", "--by", "stratified", "--near-bits", -1,
+            code=0)  # fmt: skip
+    raw = read_folder(tmp_path / "split")
+    assert set(raw.images["path"].to_pylist()) == set(contents(tmp_path / "split")) and len(raw.boxes) == 24
+
+
+def test_export_of_a_picture_that_went_writes_nothing(bucket_set: Path, tmp_path: Path, nasline: Any) -> None:
+    ObjectStore(str(bucket_images.address_of(bucket_set))).delete(["val_1.jpg"])
+    told = nasline("data", "export", bucket_set, "--to", tmp_path / "out", "--format", "coco", code=65)
+    assert "val_1.jpg cannot be opened: it is not in s3://" in told and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

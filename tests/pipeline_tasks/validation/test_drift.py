@@ -34,7 +34,7 @@ def judge(folder: Path, limits: ValidationLimits) -> tuple[JudgedSet, Published]
 def statistics_in(folder: Path) -> DatasetStatistics:
     """What `register` would write down of the published set."""
     _, published = judge(folder, ValidationLimits())
-    return statistics_of(published.images, published.boxes, published.metadata.class_names)
+    return statistics_of(published.images, published.boxes.to_batches(), published.metadata.class_names)
 
 
 def drift_from(folder: Path, champion: DatasetStatistics, **limits: Any) -> tuple[Found, list[str]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline_tasks.data.coco import read_coco_folder
-from pipeline_tasks.validation import columns, published, twins, validate
+from pipeline_tasks.validation import columns, judgement, published, twins, validate
 from pipeline_tasks.validation.images import inspect_images
 from pipeline_tasks.validation.limits import ValidationLimits
 from pipeline_tasks.validation.rules import BOX_RULES, IMAGE_RULES, RULE_NAMES, Rule, bad_rows, box_rules, describe
@@ -162,3 +162,10 @@ def test_allowed_share_makes_an_expectation_succeed(coco_folder: Any, tmp_path: 
         suite = Suite("images", images, IMAGE_RULES, bad_counts(IMAGE_RULES, images), allowed)
         results = run_suites([suite], tmp_path / str(share))
         assert results["images"]["success"] is success
+
+
+def test_rows_of_a_table_in_many_chunks_are_found_by_their_places() -> None:
+    table = pa.concat_tables([pa.table({"number": list(range(first, first + 7))}) for first in range(0, 70, 7)])
+    places = np.array([0, 6, 7, 20, 21, 69])
+    assert [row["number"] for row in judgement._rows_at(table, places)] == places.tolist()
+    assert list(judgement._rows_at(table, places[:0])) == []
