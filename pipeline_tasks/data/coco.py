@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -242,11 +243,14 @@ def _map_values(values: pa.ChunkedArray, mapping: dict[str, str]) -> pa.ChunkedA
 
 def _resolve_boxes(file: AnnotationFile, start: int, categories: dict[str, int]) -> pa.Table:
     """The boxes of one file with image ids and category indices in place of the file's own ids."""
-    originals = file.images["original_id"].combine_chunks()
-    rows = pc.index_in(file.boxes["image_reference"], value_set=originals, skip_nulls=True)
-    own = pc.index_in(
-        file.boxes["category_reference"], value_set=pa.array(list(file.categories), pa.string()), skip_nulls=True
-    )
+    known = {
+        "image_reference": file.images["original_id"].combine_chunks(),
+        "category_reference": pa.array(list(file.categories), pa.string()),
+    }
+    with ThreadPoolExecutor(len(known)) as threads:
+        rows, own = threads.map(
+            lambda name: pc.index_in(file.boxes[name], value_set=known[name], skip_nulls=True), known
+        )  # fmt: skip
     names = list(categories)
     places = pa.array([names.index(class_name) for class_name in file.categories.values()], pa.int32())
     indices = pa.chunked_array([places.take(chunk) for chunk in own.chunks], pa.int32())

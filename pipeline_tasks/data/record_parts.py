@@ -40,13 +40,22 @@ class _Image(msgspec.Struct, gc=False):
     license: int | str | None = None
 
 
+class _Box(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Four numbers, no more; a tuple of them would be looked at by the garbage collector."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+
 class _Annotation(msgspec.Struct, gc=False):
     """Whole numbers are floats here, so that `NumberColumns` applies; `whole_numbers` makes them what they are."""
 
     id: float
     image_id: float
     category_id: float
-    bbox: tuple[float, float, float, float]
+    bbox: _Box
     area: float | None = math.nan  # none: JSON has no NaN
     iscrowd: float | bool | None = 0.0
 

@@ -30,6 +30,8 @@ BOXES: list[Any] = [
     {"iscrowd": True}, {"iscrowd": 2}, {"iscrowd": None}, {"segmentation": []}, {"segmentation": [[1, 2, 3, 4, 5, 6]]},
     {"segmentation": {"counts": [1, 2], "size": [3, 4]}}, {"segments": [{"id": 1}, {"id": 2}]}, {"image_id": "x"},
     {"category_id": 3.0}, {"category_id": 2.5}, {"id": -(2**63)}, {"note": "],[{}]}, {"},
+    {"id": 2**53 - 1}, {"id": 2**53}, {"id": 2**53 + 1}, {"id": True}, {"image_id": -0.0}, {"image_id": 0.5},
+    {"iscrowd": 1.0}, {"iscrowd": False}, {"iscrowd": 0.5}, {"bbox": [1, 2, 3, 4, 5]}, {"bbox": {"x": 1}},
 ]  # fmt: skip
 
 
@@ -39,6 +41,7 @@ FORMS: list[dict[str, Any]] = [{}, {"indent": 2}, {"separators": (",", ":")}, {"
 def document(**separators: Any) -> bytes:
     images = [IMAGE, *({**IMAGE, **change} for change in IMAGES), "text", IMAGE]
     boxes = [BOX, *({**BOX, **change} for change in BOXES), 5, BOX, {}]
+    boxes += [{key: BOX[key] for key in BOX if key != left_out} for left_out in BOX]
     content = {
         "info": {"description": "}]"}, "images": images, "licenses": [], "annotations": boxes,
         "categories": [{"id": 1, "name": "c"}], "count": 17,
