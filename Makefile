@@ -50,7 +50,7 @@ up: install  ## Start Airflow and the MLflow UI on loopback
 down:  ## Stop what `make up` started
 	@$(BIN)/python stack/services.py down
 
-secrets:  ## Write .env for docker-compose.yml: random passwords and keys, never overwritten
+secrets:  ## Write .env for docker-compose.yml: random passwords and keys; adds those that an older one lacks
 	@$(PYTHON) stack/make_secrets.py
 
 bench: install  ## Measure what the README claims; rows go to benchmarks/results (never in CI)

@@ -125,9 +125,9 @@ SECTIONS = (
         "The typed chain with `pico` at 64 px; SIGKILL or SIGTERM to a step, to a process below it or to all of them, "
         "at random moments. After every kill the workspace is looked at, and a round that comes to its end is compared "
         "with a chain that nobody disturbed: every weight, table and metric, the gate's accuracy, the registry. A "
-        "fault is whatever was not as it should be. Seven of the eight have been repaired since: SIGTERM while a library "
-        "was imported or exported, told as a crash, and a kill that left MLflow's SQLite database with half of its "
-        "tables. The eighth, a traceback in the words of a step that ended well, was not met again.",
+        "fault is whatever was not as it should be. Seven of the eight have been repaired since: SIGTERM while a "
+        "library was imported or exported, told as a crash, and a kill that left MLflow's SQLite database with half of "
+        "its tables. The eighth, a traceback in the words of a step that ended well, was not met again.",
         soak.table,
     ),
 )

@@ -39,6 +39,7 @@ MOVE_TEXT = """
 
 - **Reads** what `plan` found, so that exactly the approved version becomes champion
 - **Leaves** the alias `champion` at that version, and who, when, why and the version before as tags
+- **Fails** where another version became champion since `plan`: nobody approved to replace that one
 - **Again** clear the task; made twice, the move is made once
 """
 

@@ -16,7 +16,8 @@ class PromotionOperator(StepOperator):
     """Runs `nasline promote` or `nasline rollback` with what the form says; no value is ever read by a shell.
 
     Args:
-        plan_only: check, and leave the version found as the task's reference; else move to that version.
+        plan_only: check, and leave the version found as the task's reference; else move to that version, unless
+            another became champion since.
     """
 
     def __init__(self, *, plan_only: bool, **kwargs: Any) -> None:
@@ -27,14 +28,13 @@ class PromotionOperator(StepOperator):
         """The command line."""
         form = context["params"]
         action, model, version = form["action"], form["model"], form["version"] or ""
-        if not self.plan_only:  # the version that was checked and approved, whatever happened to the alias meanwhile
+        if not self.plan_only:  # what was checked and approved: this version, and in place of that champion
             planned = context["ti"].xcom_pull(task_ids=PLAN, key=REFERENCE_KEY)
             action, model, version = planned["kind"], planned["model"], planned["version"]
             if action == "promote":
                 require_approval(context["ti"].xcom_pull(task_ids=APPROVE))
         options = ["--workspace", workspace(os.environ), f"--reason={form['reason']}", f"--by={who(context)}"]
-        if self.plan_only:
-            options.append("--dry-run")
+        options.append("--dry-run" if self.plan_only else f"--instead-of={planned['before'] or 'none'}")
         return [*step_command(os.environ), *command(action, model, version, options)]
 
 

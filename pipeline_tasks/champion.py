@@ -137,7 +137,8 @@ def rules(compared: Comparisons | None, given: GateParameters) -> list[Rule]:
 def carry_best_of_line(context: StepContext, verdict: dict[str, Any], bundle: Path) -> str:
     """Put the best ancestor into a bundle, unless the candidate was measured at least as good; gives the best's name.
 
-    Where the comparison was switched off nothing was measured, and the ancestor stays the one to beat.
+    Where the comparison was switched off nothing was measured, and on fewer images than a comparison needs nothing was
+    shown (no rule judges those left for the ancestor): it stays the one to beat.
     """
     if context.champion is None:
         return ITSELF
@@ -147,9 +148,10 @@ def carry_best_of_line(context: StepContext, verdict: dict[str, Any], bundle: Pa
         if carried.is_dir()
         else (context.champion, verdict["champion_comparison"])
     )
-    difference = compared and compared["difference_points"]
-    if difference is not None and difference >= 0:
-        return ITSELF
+    if compared and compared["images_with_boxes"] >= context.parameters.gate.minimum_comparison_images:
+        difference = compared["difference_points"]
+        if difference is not None and difference >= 0:
+            return ITSELF
     shutil.copytree(best / "engine", bundle / BEST_OF_LINE / "engine")
     lineage = json.loads((best / LINEAGE_FILE).read_text(encoding="utf-8"))
     named = {VERSION: _name(context), **lineage}  # one that was carried before has its name already

@@ -59,13 +59,13 @@ class GateParameters(Section):
     )  # fmt: skip
     maximum_size_megabytes: float | None = parameter(None, "Largest INT8 ONNX file", unit="MB", gt=0)
     require_image_licence: list[str] | None = parameter(
-        None, "Accepted licences of the images, by name as in the dataset; empty accepts all"
+        None, "Accepted licences of the images, by name as in the dataset; null accepts all"
     )
     require_annotation_licence: list[str] | None = parameter(
-        None, "Accepted licences of the annotations; empty accepts all"
+        None, "Accepted licences of the annotations; null accepts all"
     )
     require_weights_licence: list[str] | None = parameter(
-        None, "Accepted origins of the weights, such as 'random initialisation'; empty accepts all"
+        None, "Accepted origins of the weights, such as 'random initialisation'; null accepts all"
     )
     latency_threads: int = parameter(0, "Threads of the measured engines; 0 takes every core", ge=0, le=1024)
     latency_repeats: int = parameter(
@@ -99,6 +99,14 @@ class GateParameters(Section):
                 "must be openvino: ONNX Runtime computes the INT8 engine's convolutions in float, slower than the "
                 "float engine, so that no engine could pass"
             )
+        return value
+
+    @field_validator("require_image_licence", "require_annotation_licence", "require_weights_licence")
+    @classmethod
+    def _names_a_licence(cls, value: list[str] | None) -> list[str] | None:
+        """Whether an empty list means all or none, its reader cannot know."""
+        if value is not None and not (value and all(name.strip() for name in value)):
+            raise ValueError(f"must name the accepted licences, got {value}; null accepts all")
         return value
 
     @model_validator(mode="after")

@@ -301,7 +301,8 @@ def of_run(frozen: Mapping[str, Any]) -> Parameters:
     try:
         return Parameters.model_validate(frozen["parameters"])
     except ValidationError as error:
-        raise ParameterError(_sentence(error, f"run.json of run {frozen['run']}", {})) from None
+        faults = _sentence(error, f"run.json of run {frozen['run']}", {})
+        raise ParameterError(f"{faults}; start another run, which takes over what has not changed") from None
 
 
 def _read_parameter_file(path: Path) -> dict[str, Any]:

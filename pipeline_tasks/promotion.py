@@ -8,12 +8,15 @@ from typing import Literal
 
 from pipeline_tasks.errors import DataError, UsageError
 from pipeline_tasks.tracking import registered
-from pipeline_tasks.tracking.champions import move_champion
+from pipeline_tasks.tracking.champions import Compared, move_champion, require_compared
 from pipeline_tasks.tracking.client import open_store
 from pipeline_tasks.tracking.registered import RegisteredModel, Version
 from pipeline_tasks.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+NO_CHAMPION = "none"
+"""In place of a version, where the new champion is to be the first."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,33 @@ def require_reason(because: str) -> None:
         raise UsageError("--reason is empty; say why, for those who look at the champion later")
 
 
-def carry_out(workspace: Workspace, plan: Plan, by: str, because: str) -> None:
+def require_champion(plan: Plan, instead_of: str | None) -> None:
+    """ChampionMovedError where a plan replaces another champion than the one named; `carry_out` looks again."""
+    if not plan.nothing_to_do:
+        require_compared(_compared(instead_of), plan.name, plan.version, plan.kind, plan.before)
+
+
+def carry_out(workspace: Workspace, plan: Plan, by: str, because: str, instead_of: str | None = None) -> None:
     """Move the alias, and write down who did it and why.
 
+    Args:
+        instead_of: the champion that the decision was about, or NO_CHAMPION; None to replace whichever it is.
+
     Raises:
+        ChampionMovedError: another version is champion by now.
         UsageError: no reason was given.
         UnavailableError: the registry does not answer; the same command makes the move then.
     """
     require_reason(because)
-    client = open_store(workspace)
-    if move_champion(client, workspace, plan.name, plan.version, plan.kind, by, because.strip()) is None:
+    client, compared = open_store(workspace), _compared(instead_of)
+    if move_champion(client, workspace, plan.name, plan.version, plan.kind, by, because.strip(), compared) is None:
         log.info("%s", replace(plan, before=plan.version).sentence())  # or another was faster
+
+
+def _compared(instead_of: str | None) -> Compared | None:
+    if instead_of is None:
+        return None
+    return Compared(None if instead_of == NO_CHAMPION else registered.plain_number(instead_of))
 
 
 def _accepted(found: Version) -> str:

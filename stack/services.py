@@ -292,7 +292,16 @@ def session_members(leader: int) -> list[int]:
 
 
 def dead_children(parent: int) -> list[int]:
-    """Children that have ended and were never asked for: a service that starts each of its parts once has lost one."""
+    """Children that have ended and were not asked for within a second: a service that starts each of its parts once has
+    lost one.
+    """
+    found = _zombies(parent)
+    if found:
+        time.sleep(1.0)
+    return [pid for pid in _zombies(parent) if pid in found] if found else []
+
+
+def _zombies(parent: int) -> list[int]:
     stats = {int(entry.name): _stat(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
     return [pid for pid, fields in stats.items() if fields and fields[0] == "Z" and int(fields[1]) == parent]
 

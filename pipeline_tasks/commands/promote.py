@@ -30,6 +30,8 @@ def add_to(commands: Any) -> None:
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept beside the version")
     command.add_argument("--by", metavar="WHO", help="who decided (default: the user of this machine)")
+    replaced = "refuse unless this version is champion (`none`: no version is); without it replace whichever is"
+    command.add_argument("--instead-of", metavar="VERSION", help=replaced)
     command.add_argument("--dry-run", action="store_true", help="check and say what would be done, change nothing")
     command.add_argument("--workspace", default=os.environ.get("NASLINE_WORKSPACE", ".nasline"))
 
@@ -54,13 +56,14 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 def _carry_out(arguments: argparse.Namespace, workspace: Workspace, plan: Plan) -> int:
     from pipeline_tasks.commands.report import report
-    from pipeline_tasks.promotion import carry_out, require_reason
+    from pipeline_tasks.promotion import carry_out, require_champion, require_reason
     from pipeline_tasks.tracking.champions import actor
 
     require_reason(arguments.reason)
     if arguments.dry_run:
+        require_champion(plan, arguments.instead_of)
         print(plan.sentence(), flush=True)
     else:
-        carry_out(workspace, plan, arguments.by or actor(), arguments.reason)
+        carry_out(workspace, plan, arguments.by or actor(), arguments.reason, arguments.instead_of)
     report({"model": plan.name, "version": plan.version, "before": plan.before, "kind": plan.kind})
     return 0

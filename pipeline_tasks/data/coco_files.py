@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +69,31 @@ def _read_file(file: Path, relative: str, split: str, required: Iterable[str]) -
 
 def _decode(file: Path, relative: str, split: str) -> tuple[ImageRecords, AnnotationRecords, dict[str, Any], str]:
     """The records, the other members and the file's digest: read in parts, or as a whole where that cannot be done."""
+    with suppress(NotStreamableError):  # left behind here, or the rows so far would stay while the text is read
+        return _decode_in_parts(file, relative, split)
     images, annotations = ImageRecords(relative, split), AnnotationRecords(relative, split)
-    try:
-        parts = {"images": image_parts(images), "annotations": annotation_parts(annotations)}
+    with _readable(file):
+        content = file.read_bytes()
+    members = read_json_object(content, file, {"images": images.add, "annotations": annotations.add})
+    return images, annotations, members, hashlib.sha256(content).hexdigest()
+
+
+def _decode_in_parts(
+    file: Path, relative: str, split: str
+) -> tuple[ImageRecords, AnnotationRecords, dict[str, Any], str]:
+    images, annotations = ImageRecords(relative, split), AnnotationRecords(relative, split)
+    parts = {"images": image_parts(images), "annotations": annotation_parts(annotations)}
+    with _readable(file):
         members, sha256 = stream_json_object(file, parts)
-        return images, annotations, members, sha256
+    return images, annotations, members, sha256
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})") from error
-    except NotStreamableError:
-        images, annotations = ImageRecords(relative, split), AnnotationRecords(relative, split)
-        content = file.read_bytes()
-        members = read_json_object(content, file, {"images": images.add, "annotations": annotations.add})
-        return images, annotations, members, hashlib.sha256(content).hexdigest()
 
 
 def _notes(name: str, members: dict[str, Any], boxes: pa.Table, empty_segmentations: int) -> Iterable[Problem]:

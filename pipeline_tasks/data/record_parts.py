@@ -92,7 +92,7 @@ class _Parts:
             records = decoder.decode(part)
             self._whole(position, records)
             return len(records)
-        except (msgspec.MsgspecError, _Odd, OverflowError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, _Odd, OverflowError, UnicodeDecodeError, RecursionError):
             pass
         try:
             plain = json.loads(part)
@@ -137,6 +137,7 @@ def image_parts(records: ImageRecords) -> PartSink:
 
 def annotation_parts(records: AnnotationRecords) -> PartSink:
     """A sink for parts of the array of annotations."""
+    file, split = records.file, records.split  # not `records`, which hold what `batch` waits in: a circle
 
     def add(position: int, annotations: list[_Annotation]) -> None:
         count, empty = len(annotations), _without_segmentations(annotations)
@@ -155,8 +156,8 @@ def annotation_parts(records: AnnotationRecords) -> PartSink:
             "area": pa.array(arrays["area"], from_pandas=True),  # NaN, which stands for none, becomes null
             "iscrowd": arrays["iscrowd"],
             "annotation_id": _texts(arrays["id"]),
-            "split": _repeated(records.split, count),
-            "source_record": _sources(f"{records.file}#/annotations/", arrays["position"]),
+            "split": _repeated(split, count),
+            "source_record": _sources(f"{file}#/annotations/", arrays["position"]),
         }
         return _batch(RAW_BOXES_SCHEMA, columns, count)
 

@@ -52,13 +52,15 @@ class Move:
 
 @dataclass(frozen=True)
 class Compared:
-    """The champion that a gate compared its candidate with; the version is None where there was none."""
+    """The champion that a gate compared its candidate with, or that a person decided about; the version is None where
+    there was none.
+    """
 
     version: str | None
 
 
 class ChampionMovedError(DataError):
-    """The champion is not the one that the gate compared with: its verdict says nothing about the present one."""
+    """The champion is not the one that was decided about: neither verdict nor approval says anything of this one."""
 
 
 def history(tags: Mapping[str, str]) -> tuple[Move, ...]:
@@ -98,7 +100,8 @@ def move_champion(
     a condition: the alias is read again right before it is moved; of two moves within that request the later wins.
 
     Args:
-        compared: what the candidate was compared with, where a gate decided; None where a person did.
+        compared: what the candidate was compared with, where a gate decided; what it was to replace, where a person
+            said so; None to move the alias whatever it stands at.
 
     Raises:
         ChampionMovedError: the champion is another than `compared`; nothing is written.
@@ -114,8 +117,7 @@ def move_champion(
             if moves and moves[-1].version == version:
                 _tell_runs(client, name, moves[-1])
             return None
-        if compared is not None and before != compared.version:
-            raise ChampionMovedError(_moved(name, version, compared.version, before))
+        require_compared(compared, name, version, kind, before)
         who, why = _plain(by)[:MOST_LETTERS_OF_A_NAME], _plain(because)[:MOST_LETTERS]
         move = Move(version, before, kind, _later(moves), who, why)
         try:
@@ -127,6 +129,13 @@ def move_champion(
         _tell_runs(client, name, move)
     log.info("models:/%s@%s is now version %s, before it %s", name, CHAMPION, version, before or "none")
     return move
+
+
+def require_compared(compared: Compared | None, name: str, version: str, kind: Kind, champion: str | None) -> None:
+    """ChampionMovedError where the champion is another than the one that was decided about."""
+    if compared is not None and champion != compared.version:
+        sentence = _moved if kind == "register" else _not_the_one
+        raise ChampionMovedError(sentence(name, version, compared.version, champion))
 
 
 def _later(moves: Sequence[Move]) -> str:
@@ -170,8 +179,17 @@ def _moved(name: str, version: str, then: str | None, now: str | None) -> str:
     compared = f"v{then}, which is champion no longer" if then else "no champion, and there is one by now"
     present = f" (it is v{now})" if now else ""
     return (
-        f"{name} v{version} was compared with {compared}{present}; start another run, which does the gate again and "
-        f"takes everything before it as it is, or decide yourself: `nasline promote {name} {version}`"
+        f"{name} v{version} was compared with {compared}{present}; start another run, which compares with the "
+        f"present one and reuses what does not depend on it, or decide yourself: `nasline promote {name} {version}`"
+    )
+
+
+def _not_the_one(name: str, version: str, then: str | None, now: str | None) -> str:
+    present = f"v{now}" if now else "no version"
+    meant = f"to replace v{then}" if then else "to be the first"
+    return (
+        f"the champion of {name} is {present}, but v{version} was {meant}; nothing was moved: "
+        f"`nasline champion {name}` tells who made it champion, then decide again"
     )
 
 

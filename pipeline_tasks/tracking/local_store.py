@@ -17,7 +17,7 @@ SCHEME = "sqlite:///"
 def create_database(uri: str) -> None:
     """Make the database of a plain `sqlite:///` address where there is none; any other address is left alone."""
     database = Path(uri.removeprefix(SCHEME))
-    if not uri.startswith(SCHEME) or "?" in uri or database.exists():
+    if not uri.startswith(SCHEME) or "?" in uri or database.name == ":memory:" or database.exists():
         return
     with file_lock(database.with_name(f"{database.name}.lock"), what=str(database)):
         if not database.exists():
@@ -31,4 +31,7 @@ def _create(database: Path) -> None:
     for remains in (aside, aside.with_name(f"{aside.name}-journal")):
         remains.unlink(missing_ok=True)
     MlflowClient(f"{SCHEME}{aside}").search_experiments(max_results=1)  # the first question makes the tables
-    os.rename(aside, database)
+    if database.exists():  # a server that was started meanwhile makes its own, and has it open
+        aside.unlink()
+    else:
+        os.rename(aside, database)

@@ -17,7 +17,7 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie is dead."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the file was opened, or before it was read
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
 

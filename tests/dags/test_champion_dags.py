@@ -69,6 +69,7 @@ def test_a_rollback_is_made_at_once_to_the_version_that_was_checked(fake_nasline
     assert "--dry-run" not in move and option(move, "to") == "2" and move[-2:] == ["--", "cells"]
     assert option(plan, "reason") == option(move, "reason") == reason
     assert option(move, "by") == "dag_test"
+    assert option(move, "instead-of") == "3" and not [word for word in plan if word.startswith("--instead-of")]
 
 
 @pytest.mark.slow
@@ -95,6 +96,17 @@ def test_a_promotion_waits_for_a_person_and_a_move_to_the_champion_for_nobody() 
     assert approve.response_timeout.days == 7
     move: Any = dag.get_task("move")
     assert dag.max_active_runs > 16 and move.max_active_tis_per_dag == 1, "a rollback waits for no promotion"
+
+
+def test_an_approved_version_replaces_the_champion_that_was_shown_and_no_other(fake_nasline: FakeNasline) -> None:
+    operator = importlib.import_module("promotion_operator").PromotionOperator(task_id="move", plan_only=False)
+    for before, told in (("3", "3"), (None, "none")):
+        pulled = {"plan": {**PLANNED, "kind": "promote", "before": before}, "approve": {"chosen_options": ["Approve"]}}
+        instance = SimpleNamespace(xcom_pull=lambda task_ids, key=None, pulled=pulled: pulled[task_ids])
+        form = {"action": "promote", "model": "cells", "version": "2", "reason": "x"}
+        run_of = SimpleNamespace(triggering_user_name="ada")
+        words = operator.argv({"params": form, "ti": instance, "dag_run": run_of})
+        assert option(words, "instead-of") == told and "--dry-run" not in words
 
 
 def test_who_asked_and_who_approved_is_told() -> None:

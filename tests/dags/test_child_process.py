@@ -21,11 +21,17 @@ def python(program: str) -> ChildProcess:
     return ChildProcess([sys.executable, "-u", "-c", program], {**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
 
-def test_lines_of_both_streams_arrive_as_they_are_written() -> None:
-    child = python("import sys, time; print('one'); print('two', file=sys.stderr); time.sleep(1); print('three')")
+def test_lines_of_both_streams_arrive_as_they_are_written(tmp_path: Path) -> None:
+    go_on = tmp_path / "go_on"
+    child = python(
+        "import os, sys, time; print('one'); print('two', file=sys.stderr)\n"
+        f"while not os.path.exists({str(go_on)!r}): time.sleep(0.01)\n"
+        "print('three')"
+    )
     lines = child.lines()
     assert [next(lines), next(lines)] == ["one", "two"]
     assert is_alive(child.pid)  # the first lines came while it was still at work
+    go_on.touch()
     assert list(lines) == ["three"]
     assert child.wait() == 0
 

@@ -211,8 +211,8 @@ def test_who_is_the_one_to_beat_next(
     if champions_best:
         write_bundle(bundle / BEST_OF_LINE, ("best",), seen("old"), version=champions_best)
     verdict = {
-        "champion_comparison": None if to_champion is None else {"difference_points": to_champion},
-        "best_of_line_comparison": None if to_best is None else {"difference_points": to_best},
+        "champion_comparison": measured(to_champion, images=10),
+        "best_of_line_comparison": measured(to_best, images=10),
     }
     registered = bundle.parent / "registered"
     registered.mkdir()
@@ -222,6 +222,17 @@ def test_who_is_the_one_to_beat_next(
         assert json.loads((registered / BEST_OF_LINE / "lineage.json").read_text())["version"] == carried
         kept = json.loads((registered / BEST_OF_LINE / "engine/engine.json").read_text())["class_names"]
         assert kept == (["best"] if champions_best else list(CLASSES))
+
+
+def measured(points: float | None, images: int) -> dict[str, Any] | None:
+    """What the verdict holds of a comparison; nothing where the gate made none."""
+    return None if points is None else {"difference_points": points, "images_with_boxes": images}
+
+
+def test_an_ancestor_is_not_surpassed_on_a_handful_of_images(bundle: Path) -> None:
+    write_bundle(bundle / BEST_OF_LINE, ("best",), seen("old"), version="yolo v3")
+    verdict = {"champion_comparison": measured(0.5, images=10), "best_of_line_comparison": measured(9.0, images=9)}
+    assert carry_best_of_line(context(bundle), verdict, bundle.parent / "registered") == "yolo v3"
 
 
 def test_the_first_of_a_line_is_its_best(tmp_path: Path) -> None:

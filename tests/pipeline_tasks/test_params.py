@@ -44,6 +44,11 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ({"start.image_size": 100}, ["start.image_size", "multiple of 32", "100"]),
         ({"start.student_variant": "xl"}, ["start.student_variant", "'pico'", '"xl"']),
         ({"nonsense.epochs": 3}, ["nonsense is no known parameter"]),
+        (
+            {"gate.require_image_licence": []},
+            ["option: gate.require_image_licence must name", "got []; null accepts all"],
+        ),
+        ({"gate.require_weights_licence": ["MIT", " "]}, ["gate.require_weights_licence must name", "['MIT', ' ']"]),
         ({"gate.runtime": "onnxruntime"}, ["option: gate.runtime must be openvino: ONNX Runtime computes", "in float"]),
     ],
 )
@@ -57,7 +62,9 @@ def test_wrong_values_are_named_with_their_remedy(options: dict[str, object], wo
 
 def test_what_an_older_release_froze_is_refused_in_one_sentence() -> None:
     frozen = {"run": "old", "parameters": {"gate": {"runtime": "onnxruntime"}}}
-    with pytest.raises(ParameterError, match=r"^run\.json of run old: gate\.runtime must be openvino: ONNX Runtime"):
+    with pytest.raises(
+        ParameterError, match=r"^run\.json of run old: gate\.runtime must be openvino: ONNX Runtime.*; start another"
+    ):
         of_run(frozen)
     assert of_run({"run": "new", "parameters": Parameters().to_json()}) == Parameters()
 

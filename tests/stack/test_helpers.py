@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -73,11 +74,34 @@ def settings(example: Path, target: Path) -> list[str]:
     return [line for line in target.read_text().splitlines() if line and not line.startswith("#")]
 
 
-def test_secrets_are_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("POSTGRES_PASSWORD=mine\n")
-    with pytest.raises(SystemExit, match="is there already, and a stack may run with its secrets"):
-        make_secrets.write(REPOSITORY / ".env.example", tmp_path / ".env")
-    assert (tmp_path / ".env").read_text() == "POSTGRES_PASSWORD=mine\n"
+def test_secrets_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_secrets.write(REPOSITORY / ".env.example", tmp_path / ".env")
+    before = (tmp_path / ".env").read_text()
+    make_secrets.write(REPOSITORY / ".env.example", tmp_path / ".env")
+    assert "is there already with every secret and was left as it is" in capsys.readouterr().out
+    assert (tmp_path / ".env").read_text() == before
+
+
+def test_secrets_that_an_older_file_lacks_are_added_behind_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Compose says of a missing one: run make secrets, which writes it to .env."""
+    target = tmp_path / ".env"
+    make_secrets.write(REPOSITORY / ".env.example", target)
+    older = target.read_text().replace("POSTGRES_PASSWORD=", "export POSTGRES_PASSWORD = ").rstrip("\n")
+    lines = [line for line in older.splitlines() if not line.startswith("AIRFLOW_PIPELINE_PASSWORD=")]
+    older = "\n".join(re.sub("^(MLFLOW_SESSION_KEY=).*", r"\1", line) for line in lines)
+    target.write_text(older)
+    capsys.readouterr()
+    make_secrets.write(REPOSITORY / ".env.example", target)
+    assert target.read_text().startswith(f"{older}\n")
+    added = dict(line.split("=") for line in target.read_text().removeprefix(f"{older}\n").splitlines())
+    assert list(added) == ["AIRFLOW_PIPELINE_PASSWORD", "MLFLOW_SESSION_KEY"]
+    assert all(len(value) == 40 for value in added.values())
+    said = capsys.readouterr().out
+    assert "added AIRFLOW_PIPELINE_PASSWORD, MLFLOW_SESSION_KEY, which it lacked" in said
+    assert not any(value in said for value in added.values())
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("missing", ["AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_PIPELINE_PASSWORD"])

@@ -120,7 +120,8 @@ def test_two_stacks_on_a_machine_serve_logs_on_ports_of_their_own(tmp_path: Path
 
 
 PARENT_OF_A_DEAD_PART = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a shell runs the tests in its background
 part = os.fork()
 if part == 0:
     os._exit(0)

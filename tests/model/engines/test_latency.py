@@ -88,7 +88,25 @@ def test_noise_is_measured_again_and_then_refused(attempts: int) -> None:
     require_quiet([replace(record, noisy=False)])
 
 
-def test_a_quiet_attempt_ends_the_noise_and_nothing_is_averaged() -> None:
+class Clock:
+    """In place of the module `time`: only sleeping takes time, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    process_time = time.process_time
+
+
+def test_a_quiet_attempt_ends_the_noise_and_nothing_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
     engine = SleepingEngine(0.004, disturb_every=4)
 
     def run(images: NDArray[np.uint8]) -> EngineOutput:

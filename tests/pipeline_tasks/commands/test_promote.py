@@ -333,6 +333,27 @@ def test_a_gate_that_compared_with_another_champion_moves_nothing(workspace: Wor
     assert registry.champion == "2"
 
 
+def test_a_decision_about_another_champion_moves_nothing(
+    nasline: Callable[..., str], workspace: Workspace, registry: Registry
+) -> None:
+    def ask(command: str, *words: object, code: int = 65) -> str:
+        return nasline(command, *words, "--reason", "x", code=code)
+
+    ask("promote", registry.name, 1, "--instead-of", "none", code=0)
+    too_late = f"the champion of {registry.name} is v1, but v2 was to be the first; nothing was moved"
+    assert too_late in ask("promote", registry.name, 2, "--instead-of", "none")
+    ask("promote", registry.name, 2, "--instead-of", "01", code=0)
+    assert "is v2, but v3 was to replace v1" in ask("promote", registry.name, 3, "--instead-of", 1)
+    assert "is v2, but v3 was to replace v1" in ask("promote", registry.name, 3, "--instead-of", 1, "--dry-run")
+    assert "is v2, but v1 was to replace v3" in ask("rollback", registry.name, "--instead-of", 3)
+    assert "champion already" in ask("promote", registry.name, 2, "--instead-of", 1, code=0), "done by an earlier try"
+    assert registry.champion == "2" and len(registry.log()) == 2
+    plan = plan_promotion(workspace, registry.name, "3")
+    promote(workspace, registry, "1")
+    with pytest.raises(ChampionMovedError, match=f"is v1, but v3 was to replace v2.*nasline champion {registry.name}"):
+        carry_out(workspace, plan, "ada", "better", instead_of="2")
+
+
 def test_of_two_workspaces_the_one_whose_alias_is_moved_under_its_hands_stops(
     workspace: Workspace, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from pipeline_tasks.data import json_stream
 from pipeline_tasks.data.json_records import read_json_object
 from pipeline_tasks.data.json_stream import NotStreamableError, stream_json_object
 from pipeline_tasks.data.record_parts import annotation_parts, image_parts
@@ -92,6 +96,7 @@ def test_empty_arrays_byte_order_mark_and_no_members(tmp_path: Path) -> None:
 BROKEN = [
     b"", b"[1]", b'{"images": [{"id": 1}', b'{"images": {}}', b'{"images": [1 2]}', b'{"a": 1,}', b'{"a": 1} x',
     b'{"images": [{}],}', b'{a: 1}', b'{"a" 1}', b'{"a":\n"\xff', b'{"a": ' + b"[" * 100_000, b'{"images": [{},]}',
+    b'{"annotations": [{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}]}",
 ]  # fmt: skip
 
 
@@ -102,6 +107,22 @@ def test_what_is_broken_is_left_to_the_exact_reader(tmp_path: Path, content: byt
     for block_bytes in (3 if len(content) < 100 else 5000, 1 << 20):
         with pytest.raises(NotStreamableError):
             streamed(file, block_bytes)
+
+
+def test_a_disk_that_fails_in_the_reading_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read, calls = tmp_path / "f.json", json_stream._Stream._read, list[int]()
+    file.write_bytes(document())
+
+    def failing(stream: Any) -> bytes:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(stream)
+
+    monkeypatch.setattr(json_stream._Stream, "_read", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        streamed(file, 64)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
 
 
 @pytest.mark.parametrize("separators", FORMS, ids=["plain", "indented", "compact", "utf-8"])

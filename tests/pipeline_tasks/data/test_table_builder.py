@@ -77,7 +77,11 @@ def test_an_empty_table() -> None:
     assert TableBuilder(SCHEMA, 0).finish().equals(SCHEMA.empty_table())
 
 
-def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_the_thread", [False, True])
+def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_the_thread: bool) -> None:
+    if in_the_thread:
+        monkeypatch.setattr(table_builder, "ROWS_PER_BATCH", 500)
+        monkeypatch.setattr(table_builder, "MOST_WAITING_ROWS", 500)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     with pytest.raises(DataError, match=r"absent.*set TMPDIR to a folder with some"):
         built(0)
