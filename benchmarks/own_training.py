@@ -28,7 +28,8 @@ from benchmarks import photo_sets
 from model.detections import Detections
 from model.evaluation import detect, torch_predictor
 from model.preprocessing import Preprocessing
-from pipeline_tasks.params import StartParameters, TrainingParameters
+from pipeline_tasks.params import StartParameters
+from pipeline_tasks.training_parameters import TrainingParameters
 from pipeline_tasks.training_task import TrainingTask, detection_loss, run_training
 
 # as the peer validates

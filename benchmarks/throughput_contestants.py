@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ PEER_NETWORK = "yolov8n"
 EQUAL = "t-narrower"
 EQUAL_STAGES = (Stage(48, 1, 24), Stage(96, 2, 32), Stage(192, 3, 48), Stage(320, 2, 96))
 """Backbone of a variant t that trains with as many multiply-adds as YOLOv8n, 5 % up or down."""
+PLAIN = "t-plain"
+"""Variant t without the quick paths of model/layout.py: the architecture as one would write it for the peer's loop."""
 
 
 class Referee:
@@ -81,7 +83,7 @@ class Referee:
 def main() -> None:
     """Train until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", help=f"variant of this repository, {EQUAL} or {PEER_NETWORK}")
+    parser.add_argument("network", help=f"variant of this repository, {EQUAL}, {PLAIN} or {PEER_NETWORK}")
     parser.add_argument("loop", choices=["nasline", "ultralytics"])
     parser.add_argument("precision", choices=["float32", "bfloat16"])
     parser.add_argument("batches", type=Path, help="npz file of the batches")
@@ -124,7 +126,20 @@ def contestant(name: str, classes: int) -> tuple[nn.Module, Any]:
         return network, peer_loss
     if name == EQUAL:
         return YoloNAS(replace(VARIANTS["t"], backbone_stages=EQUAL_STAGES), classes), own_loss(classes)
-    return model.build(name, classes), own_loss(classes)
+    if name == PLAIN:
+        _leave_out_quick_paths()
+    return model.build("t" if name == PLAIN else name, classes), own_loss(classes)
+
+
+def _leave_out_quick_paths() -> None:
+    """Have this process's blocks and neck join maps, and begin, with torch's own operations."""
+    from model import blocks, neck
+
+    def join(maps: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(maps), dim=1)
+
+    vars(neck).update(join=join)
+    vars(blocks).update(join=join, suits_halving=lambda images: False)
 
 
 def own_loss(classes: int) -> Any:
