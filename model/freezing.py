@@ -23,7 +23,7 @@ def frozen_layers(network: nn.Module, patterns: Sequence[str]) -> Iterator[tuple
     Raises:
         ValueError: for a pattern that matches no layer with a parameter.
     """
-    names = tuple(dict.fromkeys(name for pattern in patterns for name in _match(network, pattern)))
+    names = tuple(dict.fromkeys(name for pattern in patterns for name in matching_layers(network, pattern)))
     inside = [parameter for name in names for parameter in network.get_submodule(name).parameters()]
     frozen = [parameter for parameter in inside if parameter.requires_grad]
     for parameter in frozen:
@@ -45,7 +45,8 @@ def eval_mode(network: nn.Module, names: Sequence[str]) -> None:
         network.get_submodule(name).eval()
 
 
-def _match(network: nn.Module, pattern: str) -> list[str]:
+def matching_layers(network: nn.Module, pattern: str) -> list[str]:
+    """Names of the layers with parameters that match; ``ValueError``, naming the outermost layers, for none."""
     layers = [name for name, layer in network.named_modules() if name and any(True for _ in layer.parameters())]
     matches = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
     if not matches:

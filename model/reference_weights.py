@@ -96,10 +96,16 @@ class Mismatch(NamedTuple):
     missing: list[str]
     unexpected: list[str]
     misshapen: list[str]  # with both shapes and types
+    other_type: list[str]  # the right shape; with both types
     not_finite: list[str]
 
     def __bool__(self) -> bool:
         return any(self)
+
+    @property
+    def fits_in_shape(self) -> bool:
+        """Whether it is this network, whatever its values are."""
+        return not (self.missing or self.unexpected or self.misshapen)
 
     def lines(self) -> list[str]:
         """Every fault in a line of its own."""
@@ -131,7 +137,12 @@ def compare(state: Mapping[str, Tensor], variant: str) -> Mismatch:
         misshapen=[
             f"{key} is {_kind(value)}, needed is {_kind(expected[key])}"
             for key, value in shared.items()
-            if _kind(value) != _kind(expected[key])
+            if value.shape != expected[key].shape
+        ],
+        other_type=[
+            f"{key} is {_type(value)}, needed is {_type(expected[key])}"
+            for key, value in shared.items()
+            if value.shape == expected[key].shape and value.dtype != expected[key].dtype
         ],
         not_finite=[key for key, value in shared.items() if not bool(torch.isfinite(value).all())],
     )
@@ -144,12 +155,16 @@ def class_count(state: Mapping[str, Tensor]) -> int:
 
 
 def _kind(value: Tensor) -> str:
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return f"{tuple(value.shape)} {_type(value)}"
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def fitting_variants(state: Mapping[str, Tensor]) -> list[str]:
-    """The variants a state dict fits without any fault."""
-    return [variant for variant in VARIANTS if not compare(state, variant)]
+    """The variants that have these tensors, whatever their values are."""
+    return [variant for variant in VARIANTS if compare(state, variant).fits_in_shape]
 
 
 def network_of(state: Mapping[str, Tensor], variant: str, channel_order: Literal["rgb", "bgr"] = "rgb") -> YoloNAS:
@@ -158,7 +173,8 @@ def network_of(state: Mapping[str, Tensor], variant: str, channel_order: Literal
     Our networks see RGB.  Of a network that was trained on BGR pictures the two kernels that read the picture are
     turned round, which gives the same outputs for the same picture.
 
-    Raises ValueError when an entry is missing, unexpected or misshapen; ``compare`` lists them all.
+    Raises ValueError when an entry is missing, unexpected, misshapen, of another type or not finite; ``compare`` lists
+    them all.
     """
     mismatch = compare(state, variant)
     if mismatch:

@@ -11,8 +11,9 @@ class WarmupCosine:
     """Linear warm-up over ``warmup_steps``, then half a cosine down to ``learning_rate * final_ratio``.
 
     Step counts are optimiser steps, the first one is 0. The shape is that of the published YOLO-NAS
-    recipes: the first step uses ``initial_learning_rate``, step ``warmup_steps - 1`` the full rate, and the
-    cosine lags one step behind. Unlike there, a warm-up longer than an epoch is not squeezed into that epoch.
+    recipes: the first step uses ``initial_learning_rate`` (the full rate where that is lower), step
+    ``warmup_steps - 1`` the full rate, and the cosine lags one step behind. Unlike there, a warm-up longer than an
+    epoch is not squeezed into that epoch.
 
     Raises:
         ValueError: when a value is out of range, or the warm-up leaves no step for the rest.
@@ -43,10 +44,10 @@ class WarmupCosine:
         return self.learning_rate * (self.final_ratio + (1.0 - self.final_ratio) * cosine)
 
     def _warmup(self, step: int) -> float:
+        first = min(self.initial_learning_rate, self.learning_rate)  # a warm-up never runs downhill
         if self.warmup_steps == 1:
-            return self.initial_learning_rate
-        share = step / (self.warmup_steps - 1)
-        return self.initial_learning_rate + share * (self.learning_rate - self.initial_learning_rate)
+            return first
+        return first + step / (self.warmup_steps - 1) * (self.learning_rate - first)
 
 
 def fitting_warmup_steps(warmup_steps: int, total_steps: int) -> int:

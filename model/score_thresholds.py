@@ -15,6 +15,7 @@ from model.json_values import without_nan
 from model.matching import Matches, match
 
 IOU_HALF = np.array([0.5])
+LOWEST_THRESHOLD = 0.05
 
 
 def class_thresholds(
@@ -23,7 +24,7 @@ def class_thresholds(
     minimum_precision: float = 0.0,
     *,
     iou_threshold: float = 0.5,
-    lowest: float = 0.05,
+    lowest: float = LOWEST_THRESHOLD,
     without_truth: float = 1.0,
 ) -> dict[str, float]:
     """For each class the score from which on detections have the best F1 with at least ``minimum_precision``.

@@ -129,11 +129,23 @@ class _Run:
         self.schedule = self._schedule()
         torch.manual_seed(self.config.seed + processes.rank())
         self.position = self.state.load(self.learner.parts, self._settings()) or Position()
+        if self.is_first:
+            logger.info("training on %s in %s", self.device, self.learner.precision)
         if self.position.step > 0:
             logger.info("training goes on from step %d of %d", self.position.step, self.length.total_steps)
-        if self.config.early_stop_epochs and self.evaluate is None and self.is_first:
-            logger.warning("early_stop_epochs has no effect: there is no validation set to measure on")
+        if self.is_first:
+            self._warn_of_settings()
         processes.wait_for_all()
+
+    def _warn_of_settings(self) -> None:
+        if self.config.early_stop_epochs and self.evaluate is None:
+            logger.warning("early_stop_epochs has no effect: there is no validation set to measure on")
+        if self.batches.size < self.config.accumulate_steps:
+            logger.warning(
+                "accumulate_steps %d is more than the %d batches of an epoch, which are used instead; lower it, or "
+                "batch_size",
+                *(self.config.accumulate_steps, self.batches.size),
+            )
 
     def is_finished(self) -> bool:
         """Whether all steps are done, or as many evaluations as agreed brought nothing better."""
@@ -150,7 +162,9 @@ class _Run:
     def _stands_still(self) -> bool:
         """It follows from the position alone, so a resumed run decides as the unbroken one."""
         best, every, patience = self.position.best, self.config.evaluate_every_epochs, self.config.early_stop_epochs
-        return bool(patience and best and self.position.epoch // every - best.epoch // every >= patience)
+        if not patience or best is None or best.metric == 0:  # at 0 it has not begun to learn
+            return False
+        return self.position.epoch // every - best.epoch // every >= patience
 
     def train_epoch(self) -> None:
         """Train what is left of the running epoch, evaluate, save and tell."""
@@ -189,6 +203,7 @@ class _Run:
             history=self.state.history(),
             total_steps=self.position.step,
             images_per_step=self.config.batch_size * self.batches.size,
+            precision=self.learner.precision,
             stopped_early=self.position.epoch < self.length.epochs,
         )
 
@@ -311,11 +326,9 @@ class _Run:
         with torch.no_grad():
             metrics = self.evaluate(self.learner.average.network)
         self.evaluation_seconds = time.perf_counter() - began
-        name = self.config.best_metric
-        if name not in metrics:
-            raise ValueError(f"best_metric {name!r} is not measured; choose one of {', '.join(sorted(metrics))}")
-        value = float(metrics[name])
-        if self.position.best is None or value > self.position.best.metric:
+        value, best = _measured(metrics, self.config.best_metric), self.position.best
+        # among evaluations of 0 the last one counts: it is the network that has learned most
+        if best is None or value > best.metric or value == best.metric == 0:
             self.position.best = self.state.save_best(self.learner.average.network, value, self.position)
         return metrics
 
@@ -330,6 +343,17 @@ class _Run:
             *(row["epoch"], self.length.epochs, values, progress.images_per_second, duration(left)),
         )
         self.on_epoch_end({**row, "images_per_second": progress.images_per_second})
+
+
+def _measured(metrics: dict[str, float], name: str) -> float:
+    if not metrics:
+        raise ValueError(
+            "the evaluation measured nothing, as the validation split has no boxes that count (crowd regions do not): "
+            "annotate some of its images, or train without a validation split"
+        )
+    if name not in metrics:
+        raise ValueError(f"best_metric {name!r} is not measured; choose one of {', '.join(sorted(metrics))}")
+    return float(metrics[name])
 
 
 @contextlib.contextmanager

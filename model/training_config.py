@@ -16,7 +16,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training set; an upper bound where ``budget_minutes`` is set.
-        batch_size: images per forward pass, shared by all processes.
+        batch_size: images per forward pass, shared by all processes: as many as a batch of the loader really has.
         learning_rate: peak rate of AdamW.
         final_learning_rate_ratio: rate at the end, as a share of the peak.
         weight_decay: decay of kernels (see ``optimizer.build_optimizer``).
@@ -34,13 +34,14 @@ class TrainingConfig:
         close_mosaic_epochs: last epochs, which are trained without mosaic.
         evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
         early_stop_epochs: evaluations in a row without a better ``best_metric`` that end the training, 0 for never.
-            The schedule falls over ``epochs`` all the same: a run that stops early never sees its low rates.
+            Counted from the first that is not 0. The schedule falls over ``epochs`` all the same: a run that stops
+            early never sees its low rates.
         checkpoint_every_steps: steps between saves inside an epoch, 0 to save at the end of epochs only.
         best_metric: name of the evaluated number, higher is better, by which the best weights are chosen.
         seed: seed of torch's random generator.
         device: "cpu", "cuda" or "cuda:<index>".
-        precision: "float32" or "bfloat16" (mixed); on a CPU with bfloat16 instructions the latter takes 10 to
-            45 % less time.
+        precision: "float32", "bfloat16" (mixed) or "auto", which is bfloat16 where the device has instructions for it
+            (on a CPU 20 to 45 % less time); a training that goes on elsewhere goes on in what is best there.
         budget_minutes: time for steps and evaluations; turned into steps once, after a measurement.
     """
 
@@ -103,6 +104,7 @@ class TrainingResult:
         history: one row per epoch, as in metrics.jsonl.
         total_steps: optimiser steps done.
         images_per_step: images an optimiser step learned from, over all processes.
+        precision: arithmetic of its last steps, "float32" or "bfloat16".
         stopped_early: whether it ended before its time because the metric got no better.
     """
 
@@ -112,4 +114,5 @@ class TrainingResult:
     history: list[dict[str, Any]]
     total_steps: int
     images_per_step: int
+    precision: str
     stopped_early: bool

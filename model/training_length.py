@@ -78,7 +78,7 @@ def decide_length(
     if budget_minutes is None:
         return Length(steps, batches_per_epoch, "epochs")
     cost = measure()
-    affordable = _affordable_steps(60.0 * budget_minutes, cost, batches_per_epoch * evaluate_every_epochs)
+    affordable = affordable_steps(60.0 * budget_minutes, cost, batches_per_epoch * evaluate_every_epochs)
     logger.info(
         "a step takes %.3f s, an evaluation %.1f s: %g minutes are %d steps, %d epochs are %d",
         *(cost.step_seconds, cost.evaluation_seconds, budget_minutes, affordable, epochs, steps),
@@ -88,7 +88,7 @@ def decide_length(
     return Length(steps, batches_per_epoch, "epochs")
 
 
-def _affordable_steps(seconds: float, cost: Cost, steps_per_evaluation: int) -> int:
+def affordable_steps(seconds: float, cost: Cost, steps_per_evaluation: int) -> int:
     """Steps that fit together with their evaluations, of which one always closes the run; at least one."""
     mean_cost = cost.step_seconds + cost.evaluation_seconds / steps_per_evaluation
     steps = min(seconds / mean_cost, (seconds - cost.evaluation_seconds) / cost.step_seconds)

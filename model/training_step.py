@@ -17,13 +17,13 @@ from model.finiteness import NotFinite, fault_in_gradients, fault_in_losses, sen
 from model.freezing import eval_mode
 from model.loss import recorded_normalizers
 from model.optimizer import build_optimizer, set_learning_rate
+from model.precision import resolve
 from model.training_state import TrainedParts
 
 if TYPE_CHECKING:
     from model.data.loader import Batch
     from model.loss import Targets
 
-PRECISIONS = ("float32", "bfloat16")
 NARROWEST_CHANNELS_LAST = 16  # input channels
 
 # network, images (B, 3, H, W) float in [0, 1], targets, share of the training that is done in [0, 1)
@@ -41,7 +41,7 @@ class Learner:
         ema_decay: long-run decay of the averaged weights.
         gradient_clip_norm: largest gradient norm, 0 for no limit.
         precision: "float32", or "bfloat16" for convolutions in mixed precision; weights, their gradients and
-            the average stay float32.
+            the average stay float32. "auto" is bfloat16 where the device has instructions for it.
         device: where to train.
         layer_decay: factor on the learning rate for each stage away from the heads.
         fresh_parameters: names of parameters that have the full rate wherever they are.
@@ -65,11 +65,10 @@ class Learner:
         fresh_parameters: Sequence[str] = (),
         frozen: Sequence[str] = (),
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = resolve(precision, device)
         _use_channels_last(network.to(device))
         self.network, self.compute_loss, self.device = network, compute_loss, device
-        self.gradient_clip_norm, self.precision, self.frozen = gradient_clip_norm, precision, frozen
+        self.gradient_clip_norm, self.frozen = gradient_clip_norm, frozen
         self.average = ExponentialMovingAverage(network, ema_decay)
         self.optimizer = build_optimizer(network, 0.0, weight_decay, layer_decay, fresh_parameters)
         self._trained = processes.averaging_gradients(network, device)

@@ -95,8 +95,13 @@ def _phases(given: DistillParameters, sets: list[ImageSet]) -> Phases | None:
 
 def _teacher_precision(context: StepContext) -> TeacherPrecision:
     """Where the student computes in bfloat16, the teacher's weights are brought to it once and not at each step."""
-    parameters = context.parameters
-    return "bfloat16" if parameters.start.precision == "bfloat16" else parameters.distill.teacher_precision
+    import torch
+
+    from model.precision import resolve
+
+    shared = context.parameters.start
+    trained_in = resolve(shared.precision, torch.device(shared.device))
+    return "bfloat16" if trained_in == "bfloat16" else context.parameters.distill.teacher_precision
 
 
 def _dataset_lineages(context: StepContext) -> list[dict[str, Any]]:

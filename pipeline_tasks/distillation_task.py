@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model.yolo_nas import YoloNAS
 
 
-def add_feature_adapters(student: YoloNAS, teacher: Teacher) -> None:
+def add_feature_adapters(student: YoloNAS, teacher: YoloNAS | Teacher) -> None:
     """Give the student the layers that bring its features to the teacher's widths; they learn with it."""
     from model.distillation import FeatureAdapters
 

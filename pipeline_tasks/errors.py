@@ -42,6 +42,10 @@ class TemporaryError(StepError):
     exit_code = 75
 
 
+class StoppedError(TemporaryError):
+    """This process was told to stop; whoever takes interruptions for faults of another can tell this one."""
+
+
 class ConfigurationError(StepError):
     """The machine or the installation lacks something the step needs (device, runtime, package)."""
 

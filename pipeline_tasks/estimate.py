@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections import Counter
@@ -183,18 +184,33 @@ def _training(
 ) -> StepEstimate:
     given = training.parameters
     images, held_out = _images(name, sets)
-    steps = given.epochs * max(1, images // (given.batch_size * given.accumulate_steps))
+    per_epoch = max(1, images // (given.batch_size * given.accumulate_steps))
+    steps, epochs = given.epochs * per_epoch, given.epochs
     if measured is None:
         return StepEstimate(name, images, steps, None, None, 0, UNPROBED)
-    evaluations = -(-given.epochs // given.evaluate_every_epochs)
-    seconds = steps * measured.seconds_per_step + evaluations * held_out * measured.seconds_per_image
+    evaluation_seconds = held_out * measured.seconds_per_image
     basis = f"{measured.seconds_per_step:.3g} s/step"
-    if given.budget_minutes:
-        seconds, steps = given.budget_minutes * 60, int(given.budget_minutes * 60 / measured.seconds_per_step)
+    affordable = _affordable_steps(given, measured.seconds_per_step, evaluation_seconds, per_epoch)
+    if affordable is not None and affordable < steps:
+        steps, epochs = affordable, math.ceil(affordable / per_epoch)
         basis += ", time budget"
+    evaluations = math.ceil(epochs / given.evaluate_every_epochs)
+    seconds = steps * measured.seconds_per_step + evaluations * evaluation_seconds
     disk = STATES * measured.state_bytes + 2 * measured.weights_bytes
     memory = measured.memory_bytes + parameters.start.cache_megabytes * 1_000_000 * (parameters.start.device == "cpu")
     return StepEstimate(name, images, steps, seconds / 3600, memory, disk, basis)
+
+
+def _affordable_steps(
+    given: TrainingParameters, step_seconds: float, evaluation_seconds: float, steps_per_epoch: int
+) -> int | None:
+    """Steps of the time budget, as the training will count them; None without one."""
+    from model.training_length import Cost, affordable_steps
+
+    if given.budget_minutes is None:
+        return None
+    cost = Cost(step_seconds, evaluation_seconds)
+    return affordable_steps(60 * given.budget_minutes, cost, steps_per_epoch * given.evaluate_every_epochs)
 
 
 def _images(name: str, sets: dict[str, SetSize]) -> tuple[int, int]:

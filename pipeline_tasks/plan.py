@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_tasks import champion_data, initial_checkpoint, pinned_files
+from pipeline_tasks.combinations import require_possible
 from pipeline_tasks.errors import DataError, UnavailableError
 from pipeline_tasks.keys import RunKeys, key_content
 from pipeline_tasks.launch import TRAINING_STEPS
@@ -66,8 +67,10 @@ def plan(workspace: Workspace, parameters: Parameters) -> Plan:
     """Resolve every step of a run. Nothing is written but the remembered digests of files (`docs/operate.md`).
 
     Raises:
+        ParameterError: parameters are impossible together.
         UsageError: a champion is asked for and there is none.
     """
+    require_possible(parameters)
     frozen, missing = _tentative(workspace, parameters)
     datasets = {
         role: f"{entry['path']} {entry['digest'] or '(not there)'}" if entry else "(none given)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_tasks.errors import ParameterError
+from pipeline_tasks.output_place import require_folder
 from pipeline_tasks.workspace import write_json
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ def predict(engine: str, source: str, out: Path, score_threshold: float | None, 
     """Detect in an image, a folder or a glob pattern; write pictures and detections.json into `out`.
 
     Raises:
-        ParameterError: the score threshold is outside [0, 1].
+        ParameterError: the score threshold is outside [0, 1], or `out` is no possible place.
         ValueError: no image, an unreadable image, or no engine at that place.
     """
     import nasline
@@ -24,6 +25,7 @@ def predict(engine: str, source: str, out: Path, score_threshold: float | None, 
 
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise ParameterError(f"--score-threshold must lie in 0 to 1, got {score_threshold}")
+    require_folder("--out", out)
     options: dict[str, Any] = {} if score_threshold is None else {"score_threshold": score_threshold}
     results = nasline.load(engine, workspace=workspace).stream(source, **options)
     entries, used = [], dict[str, int]()

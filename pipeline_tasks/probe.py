@@ -92,7 +92,9 @@ def probe(opened: OpenSet, parameters: Parameters, training: Training, steps: in
     given = training.parameters
     images = sample(opened, steps * given.batch_size * given.accumulate_steps, given.batch_size)
     epochs = math.ceil(steps / max(1, len(images) // (given.batch_size * given.accumulate_steps))) + 1
-    given = given.model_copy(update={"epochs": epochs, "budget_minutes": None, "checkpoint_every_steps": 10**9})
+    # these few epochs are like the first of the run: none of its last ones, which go without mosaic
+    changed = {"epochs": epochs, "budget_minutes": None, "close_mosaic_epochs": 0, "checkpoint_every_steps": 10**9}
+    given = given.model_copy(update=changed)
     network = model.build(training.variant, len(images.class_names))
     with _context(opened, parameters, steps) as context:
         task = TrainingTask(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline_tasks.errors import StepError, TemporaryError
+from pipeline_tasks.errors import StepError, StoppedError, TemporaryError
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +77,10 @@ class Stopper:
         """End here when told to before; for places where the interruption itself may have been taken for an error.
 
         Raises:
-            TemporaryError: the process was told to stop.
+            StoppedError: the process was told to stop.
         """
         if self._requested:
-            raise TemporaryError("told to stop; nothing was published")
+            raise StoppedError("told to stop; nothing was published")
 
     @contextmanager
     def told_apart(self) -> Iterator[None]:
@@ -88,7 +88,7 @@ class Stopper:
         off, an export that failed): the end is then the one that was asked for.
 
         Raises:
-            TemporaryError: instead of such an error, when the process was told to stop.
+            StoppedError: instead of such an error, when the process was told to stop.
         """
         try:
             yield
@@ -114,7 +114,7 @@ class Stopper:
         if os.getppid() != self._parent:
             _send_output_nowhere()
         if not self._cooperative:
-            raise TemporaryError(f"told to stop by {signal.Signals(number).name}; nothing was published")
+            raise StoppedError(f"told to stop by {signal.Signals(number).name}; nothing was published")
 
 
 def end_undisturbed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from pipeline_tasks.errors import ParameterError, UsageError
 from pipeline_tasks.execution import StepContext, StepResult, execute
 from pipeline_tasks.label_quality import label_quality
 from pipeline_tasks.process import Stopper
-from pipeline_tasks.teach import THRESHOLDS
+from pipeline_tasks.teach import SHUT_OUT, THRESHOLDS
 from pipeline_tasks.validate_data import is_absent
 from pipeline_tasks.workspace import Workspace, write_json
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from model.data.image_set import ImageSet
     from model.evaluation import Detections
+
+log = logging.getLogger(__name__)
 
 TABLES = "tables"
 QUALITIES = ("precision", "recall")
@@ -53,6 +56,8 @@ def pseudo_label(context: StepContext) -> dict[str, Any]:
     shards = _finished_shards(context)
     boxes = pa.concat_tables([_read_boxes(shard) for shard in shards])
     _write(context, folder, boxes)
+    if not boxes.num_rows:
+        _warn_of_no_labels(context)
     return {**_summary(folder), **_expected_quality(context), **_measured_quality(context, folder)}
 
 
@@ -128,9 +133,12 @@ def _in_full_batches(predict: Any, batch_size: int) -> Any:
 
 
 def _thresholds(context: StepContext) -> dict[str, float]:
+    """Those of `teach`, moved by the offset; a class that `teach` shut out stays so, whatever the offset."""
     offset = context.parameters.pseudo_label.threshold_offset
     chosen = _chosen_by_teach(context)["thresholds"]
-    return {name: min(1.0, max(0.0, value + offset)) for name, value in chosen.items()}
+    return {
+        name: value if value >= SHUT_OUT else min(SHUT_OUT, max(0.0, value + offset)) for name, value in chosen.items()
+    }
 
 
 def _chosen_by_teach(context: StepContext) -> dict[str, Any]:
@@ -204,8 +212,21 @@ def _write(context: StepContext, folder: Path, boxes: pa.Table) -> None:
     write_dataset(folder, unlabeled.images, ordered, metadata)
 
 
+def _warn_of_no_labels(context: StepContext) -> None:
+    """The student would learn from labels alone, and nothing else would say so."""
+    teach, own = context.parameters.teach, context.parameters.pseudo_label
+    log.warning(
+        "no pseudo-label came out: the teacher finds nothing above the classes' thresholds, and the unlabelled images "
+        "teach nothing; lower teach.minimum_precision (%s), teach.minimum_threshold (%s) or "
+        "pseudo_label.threshold_offset (%s), or train the teacher longer",
+        teach.minimum_precision, teach.minimum_threshold, own.threshold_offset,
+    )  # fmt: skip
+
+
 def _expected_quality(context: StepContext) -> dict[str, float]:
-    """What the same thresholds were worth on the validation split."""
+    """What the same thresholds were worth on the validation split; nothing where an offset makes them other ones."""
+    if context.parameters.pseudo_label.threshold_offset:
+        return {}
     quality = _chosen_by_teach(context)["validation_quality"]
     return {f"validation_{name}": quality[name] for name in QUALITIES if quality[name] is not None}
 

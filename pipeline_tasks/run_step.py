@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_tasks import errors, launch, pseudo_label, verdict
+from pipeline_tasks.combinations import PROCESSES, require_images_for
 from pipeline_tasks.errors import StepError, UsageError
 from pipeline_tasks.execution import StepBody, StepResult, assist, execute
 from pipeline_tasks.keys import RunKeys
@@ -55,12 +56,15 @@ def processes_to_start(workspace: Workspace, run: str, step: str, part: str, ask
 
     Raises:
         UsageError: the run was not started, an earlier step has not finished, or the number cannot be.
+        ParameterError: some of them would have no image of a batch.
     """
     frozen = workspace.read_run(run)
-    shared = _shared(frozen)
+    parameters = of_run(frozen)
+    shared = parameters.start
     count = launch.count(asked, shared.processes)
     if count > 1 and workspace.find(step, RunKeys(workspace, frozen).of(step, part).key):
         count = 1
+    require_images_for(count, parameters, step, PROCESSES if asked is None else "--processes")
     return count, shared.device
 
 

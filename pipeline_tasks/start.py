@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_tasks import champion_data, digests, initial_checkpoint, pinned_files
+from pipeline_tasks.combinations import require_possible
 from pipeline_tasks.errors import DataError, ParameterError, RejectedError, UsageError
 from pipeline_tasks.keys import parameters_digest
 from pipeline_tasks.params import Parameters
@@ -34,10 +35,11 @@ def start(
 
     Raises:
         DataError: a dataset folder is missing.
-        ParameterError: no target dataset was given.
+        ParameterError: no target dataset was given, or parameters are impossible together.
         UsageError: the run exists with other facts, or a champion was asked for and there is none.
         RejectedError: `if_changed`, and the champion was made from the same data with the same parameters.
     """
+    require_possible(parameters)
     workspace.run_directory(run).mkdir(parents=True, exist_ok=True)
     frozen = _freeze(workspace, run, parameters)
     if if_changed:

@@ -93,7 +93,7 @@ STEPS: tuple[StepDefinition, ...] = (
         sharded=True,
         uses_accelerator=True,
         timeout_hours=48.0,
-        contract_version=2,
+        contract_version=3,
     ),
     StepDefinition(
         "distill",

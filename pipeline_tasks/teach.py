@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_tasks import pinned_files, teacher_checkpoint
 from pipeline_tasks.execution import StepContext
 from pipeline_tasks.team import end_of_training
+from pipeline_tasks.text_table import some
 from pipeline_tasks.training_task import (
     TrainingTask,
     dataset_lineage,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 THRESHOLDS = "thresholds.json"
+SHUT_OUT = 1.0
+"""Threshold of a class that is to get no pseudo-labels."""
 
 
 def teach(context: StepContext) -> dict[str, Any]:
@@ -61,7 +65,11 @@ def _extra_teachers(context: StepContext, class_names: tuple[str, ...]) -> list[
     folders = {name: path for name, path in context.inputs.items() if name.startswith(pinned_files.EXTRA_TEACHERS)}
     for name, folder in folders.items():
         pinned_files.require_unchanged("teach.extra_checkpoints", folder, context.input_digests[name])
-    return [teacher_checkpoint.load_for_classes(folder, class_names) for folder in folders.values()]
+    field: Literal["teach.extra_checkpoints"] = "teach.extra_checkpoints"
+    loaded = [teacher_checkpoint.load_for_classes(folder, class_names, field) for folder in folders.values()]
+    for folder, (_, found) in zip(folders.values(), loaded, strict=True):
+        _tell_size(context, f"{field}: {folder}", found)
+    return loaded
 
 
 def _train(context: StepContext, dataset: Dataset) -> tuple[CheckpointMetadata, dict[str, Any]]:
@@ -90,13 +98,19 @@ def _take_champion(
 ) -> tuple[CheckpointMetadata, dict[str, Any], list[Loaded]]:
     """The champion's network as the run pinned it, and the rest of its ensemble; nothing is trained."""
     folders = teacher_checkpoint.member_folders(context.inputs["weights"])
-    (network, found), *others = [teacher_checkpoint.load_for_classes(folder, class_names) for folder in folders]
+    (network, found), *others = [
+        teacher_checkpoint.load_for_classes(folder, class_names, "teach.source") for folder in folders
+    ]
     end_of_training()
-    trained_size, size = found.preprocessing.input_size, context.parameters.start.image_size
-    if trained_size != size:
-        log.warning("the champion learned at %d pixels and teaches at %d (start.image_size)", trained_size, size)
+    _tell_size(context, "the champion", found)
     metadata = write_checkpoint(context, network, class_names, found.step, found.lineage)
     return metadata, {"steps": 0}, others
+
+
+def _tell_size(context: StepContext, described: str, found: CheckpointMetadata) -> None:
+    trained_size, size = found.preprocessing.input_size, context.parameters.start.image_size
+    if trained_size != size:
+        log.warning("%s learned at %d pixels and teaches at %d (start.image_size)", described, trained_size, size)
 
 
 def _judge(context: StepContext, validation_set: ImageSet) -> dict[str, Any]:
@@ -111,6 +125,7 @@ def _judge(context: StepContext, validation_set: ImageSet) -> dict[str, Any]:
     found = detect_for_labels(predict, validation_set, open_images(context), metadata.preprocessing, _modes(context))
     modes = {mode: _labels_of_mode(context, detections, validation_set) for mode, detections in found.items()}
     write_json(context.output / THRESHOLDS, {"flip_consistency": modes})
+    _warn_of_shut_out(context, modes)
     quality = {str(mode): content["validation_quality"] for mode, content in modes.items()}
     draw_label_quality(quality, context.output / "plots" / "pseudo_labels.png")
     accuracy = evaluate(found["none"], validation_set).map50_95
@@ -127,14 +142,32 @@ def _modes(context: StepContext) -> list[FlipConsistency]:
 
 def _labels_of_mode(context: StepContext, found: Detections, validation_set: ImageSet) -> dict[str, Any]:
     from model.evaluation import class_thresholds, pseudo_label_quality
+    from model.score_thresholds import LOWEST_THRESHOLD
 
     given = context.parameters.teach
-    chosen = class_thresholds(found, validation_set, minimum_precision=given.minimum_precision)
+    lowest = min(LOWEST_THRESHOLD, given.minimum_threshold)
+    chosen = class_thresholds(found, validation_set, minimum_precision=given.minimum_precision, lowest=lowest)
     thresholds = {name: max(value, given.minimum_threshold) for name, value in chosen.items()}
     quality = pseudo_label_quality(found, validation_set, thresholds).to_json()
     for name, numbers in quality["per_class"].items():
         numbers["threshold"] = thresholds[name]
     return {"thresholds": thresholds, "validation_quality": quality}
+
+
+def _warn_of_shut_out(context: StepContext, modes: Mapping[FlipConsistency, dict[str, Any]]) -> None:
+    """Tell, for the mode in which this run labels, which classes will have no pseudo-labels; without unlabelled images
+    nobody asks.
+    """
+    if not context.run["datasets"].get("unlabeled"):
+        return
+    mode = context.parameters.pseudo_label.flip_consistency
+    thresholds = modes[mode]["thresholds"] if mode in modes else modes["none"]["thresholds"]
+    if names := [name for name, value in thresholds.items() if value >= SHUT_OUT]:
+        log.warning(
+            "%d of %d classes get no pseudo-labels, since on the validation split no score reaches "
+            "teach.minimum_precision (%s) or they have no box there: %s",
+            len(names), len(thresholds), context.parameters.teach.minimum_precision, some(names),
+        )  # fmt: skip
 
 
 def _numbers(quality: dict[str, dict[str, Any]]) -> dict[str, float]:

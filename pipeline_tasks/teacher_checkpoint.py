@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline_tasks.errors import DataError
+from pipeline_tasks.text_table import some
 from pipeline_tasks.training_task import merge_lineage
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from model.yolo_nas import YoloNAS
 
 MEMBERS = "members"
+REMEDIES = {"teach.source": "set teach.source to train", "teach.extra_checkpoints": "leave it out"}
+"""By the parameter that brings a network which is taken as it is."""
 
 
 def load_teacher(folder: Path, precision: TeacherPrecision = "as_student") -> tuple[Teacher, CheckpointMetadata]:
@@ -43,8 +46,12 @@ def write_members(folder: Path, networks: list[tuple[YoloNAS, CheckpointMetadata
         save_checkpoint(folder / MEMBERS / str(number), network, own)
 
 
-def load_for_classes(folder: Path, class_names: tuple[str, ...]) -> tuple[YoloNAS, CheckpointMetadata]:
+def load_for_classes(
+    folder: Path, class_names: tuple[str, ...], field: Literal["teach.source", "teach.extra_checkpoints"]
+) -> tuple[YoloNAS, CheckpointMetadata]:
     """A finished network whose outputs are these classes in this order; what else it knows is left out.
+
+    field: the parameter that brought it.
 
     Raises:
         DataError: it does not know one of the classes.
@@ -57,8 +64,8 @@ def load_for_classes(folder: Path, class_names: tuple[str, ...]) -> tuple[YoloNA
         return network, metadata
     if unknown := [name for name in class_names if name not in metadata.class_names]:
         raise DataError(
-            f"teacher {folder} does not know the target's classes {', '.join(unknown)}; it cannot teach without "
-            "training: leave it out of teach.extra_checkpoints, or set teach.source to train"
+            f"{field}: the teacher {folder} does not know the target's classes {some(unknown)}; "
+            f"it cannot teach without training: {REMEDIES[field]}"
         )
     fitting = model.build(metadata.variant, len(class_names)).eval()
     if network.fused:

@@ -10,7 +10,7 @@ class TrainingParameters(Section):
 
     epochs: int = parameter(50, "Passes over the training images", unit="epochs", ge=1, le=10000)
     budget_minutes: float | None = parameter(
-        None, "Wall-clock budget; turned into optimiser steps once, after a measured warm-up, instead of epochs",
+        None, "Wall-clock budget; turned into optimiser steps once, after a measured warm-up; at most `epochs`",
         unit="minutes", gt=0,
     )  # fmt: skip
     batch_size: int = parameter(
@@ -64,9 +64,9 @@ class TrainingParameters(Section):
     close_mosaic_epochs: int = parameter(5, "Last epochs without mosaic and mixup", unit="epochs", ge=0)
     evaluate_every_epochs: int = parameter(1, "Epochs between two evaluations on the validation split", ge=1)
     early_stop_epochs: int = parameter(
-        0, "Evaluations in a row without a better mAP after which training ends; the learning rate still falls over "
-        "`epochs`, so a stop forgoes its low end, where mAP often rises last: it saves time, it is no better recipe; "
-        "0 is never",
+        0, "Evaluations in a row without a better mAP, from the first above 0 on, after which training ends; the "
+        "learning rate still falls over `epochs`, so a stop forgoes its low end, where mAP often rises last: it saves "
+        "time, it is no better recipe; 0 is never",
         unit="evaluations", ge=0,
     )  # fmt: skip
     checkpoint_every_steps: int = parameter(

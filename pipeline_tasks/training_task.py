@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_tasks import digests
 from pipeline_tasks.errors import ConfigurationError, TemporaryError
 from pipeline_tasks.execution import StepContext
+from pipeline_tasks.idle_settings import warn_of_batch, warn_of_closed_mosaic, warn_of_scale
 from pipeline_tasks.params import StartParameters
 from pipeline_tasks.team import end_of_training
 from pipeline_tasks.training_parameters import TrainingParameters
@@ -103,7 +104,14 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
     shared = context.parameters.start
     device = prepare_torch(shared)
     task = _with_fitting_batch(context, task)
-    loader, plan = _batch_source(context, task)
+    warn_of_scale(task.parameters, task.preprocessing.input_size)
+    loader, plan, batch_size = _batch_source(context, task)
+    warn_of_batch(task.parameters, batch_size)
+
+    def tell_length(length: Length) -> None:
+        plan(length)
+        warn_of_closed_mosaic(task.parameters, length.epochs)
+
     evaluate = _evaluation(context, task, device) if task.validation_set is not None else None
     try:
         with context.stopper.cooperative():
@@ -111,12 +119,12 @@ def run_training(context: StepContext, task: TrainingTask) -> TrainingResult:
                 task.model,
                 loader,
                 task.compute_loss,
-                training_config(task, shared),
+                replace(training_config(task, shared), batch_size=batch_size),
                 context.state,
                 evaluate=evaluate,
                 on_epoch_end=context.on_epoch_end,
                 should_stop=context.stopper.requested,
-                on_length=plan,
+                on_length=tell_length,
             )
     except Stopped as stopped:
         raise TemporaryError(f"told to stop: {stopped}; run the same command again to go on") from None
@@ -208,17 +216,17 @@ def _fresh_parameters(task: TrainingTask) -> tuple[str, ...]:
     return tuple(name for name, _ in task.model.named_parameters() if name in fresh)
 
 
-def _batch_source(context: StepContext, task: TrainingTask) -> tuple[BatchSource, Callable[[Length], None]]:
-    """The task's batches, and what must be told the training's length."""
+def _batch_source(context: StepContext, task: TrainingTask) -> tuple[BatchSource, Callable[[Length], None], int]:
+    """The task's batches, what must be told the training's length, and the images of a batch."""
     from model.data.phases import PhasedLoader
 
     whole, phases = _loader(context, task), task.phases
     if phases is None:
-        return whole, lambda length: None
+        return whole, lambda length: None, whole.batch_size
     parts = [replace(task, training_set=images) for images in (phases.first, phases.rest)]
     first, rest = (partial(_loader, context, part) for part in parts)
     loader = PhasedLoader((first, rest), whole.batches_per_epoch, phases.first_share)
-    return loader, lambda length: loader.plan(length.total_steps / length.batches_per_epoch)
+    return loader, lambda length: loader.plan(length.total_steps / length.batches_per_epoch), whole.batch_size
 
 
 def _loader(context: StepContext, task: TrainingTask) -> TrainingLoader:
@@ -352,7 +360,7 @@ def training_summary(result: TrainingResult, images: int, transfer: Transfer | N
     best = next((row for row in result.history if row["epoch"] == result.best_epoch), result.history[-1])
     scores: dict[str, Any] = {name: best[name] for name in ("map50_95", "map50", "map75") if name in best}
     summary = {"images": images, "steps": result.total_steps, "best_epoch": result.best_epoch, **scores}
-    summary["images_per_step"] = result.images_per_step
+    summary |= {"images_per_step": result.images_per_step, "precision": result.precision}
     if result.stopped_early:
         summary["stopped_early_after_epoch"] = len(result.history)
     return {**summary, "transfer": transfer.summary()} if transfer else summary

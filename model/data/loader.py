@@ -119,6 +119,11 @@ class TrainingLoader:
     def batches_per_epoch(self) -> int:
         return self._batches.count
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch, over all processes: fewer than asked for where an epoch has fewer."""
+        return self._batches.batch_size
+
     def epoch(self, epoch: int, start_batch: int = 0, mosaic_enabled: bool = True) -> Iterator[Batch]:
         """The batches of one epoch from ``start_batch`` on; ``mosaic_enabled=False`` switches off mosaic, mixup and
         random input sizes.
@@ -194,7 +199,7 @@ class _Batches(Dataset["_Arrays | Exception"]):
         self._pictures = pictures
         self._process, self._processes = processes.rank(), processes.count()
         self._image_count = images_per_epoch(factors)
-        self._batch_size = min(batch_size, self._image_count)
+        self.batch_size = min(batch_size, self._image_count)
         self._augmentation = augmentation
         self._closing = replace(augmentation, mosaic_probability=0.0, mixup_probability=0.0)
         self._seed = seed
@@ -203,7 +208,7 @@ class _Batches(Dataset["_Arrays | Exception"]):
 
     @property
     def count(self) -> int:
-        return self._image_count // self._batch_size
+        return self._image_count // self.batch_size
 
     def __getitem__(self, key: Key) -> _Arrays | Exception:
         """In a worker: an error is returned, to be raised unchanged where the user sees it."""
@@ -214,8 +219,8 @@ class _Batches(Dataset["_Arrays | Exception"]):
 
     def make(self, key: Key) -> _Arrays:
         epoch, batch, mosaic_enabled = key
-        images, first = self._images(epoch), batch * self._batch_size
-        own = range(first + self._process, min(first + self._batch_size, len(images.order)), self._processes)
+        images, first = self._images(epoch), batch * self.batch_size
+        own = range(first + self._process, min(first + self.batch_size, len(images.order)), self._processes)
         preprocessing = self._preprocessing
         if mosaic_enabled:
             size = batch_input_size(self._sizes, self._seed, epoch, batch)
@@ -228,8 +233,8 @@ class _Batches(Dataset["_Arrays | Exception"]):
 
     def _partners(self, images: EpochImages, first: int) -> range:
         """Positions in the epoch's order, the batch that starts at ``first`` among them, to draw partners from."""
-        width = min(max(PARTNERS_AMONG, self._batch_size), len(images.order))
-        stop = max(first + self._batch_size, width)
+        width = min(max(PARTNERS_AMONG, self.batch_size), len(images.order))
+        stop = max(first + self.batch_size, width)
         return range(stop - width, stop)
 
     def _images(self, epoch: int) -> EpochImages:

@@ -18,6 +18,7 @@ from pipeline_tasks.engine_table import EngineRow, engine_table
 from pipeline_tasks.errors import ParameterError, TemporaryError
 from pipeline_tasks.gate_latency import GPU_REPEATS
 from pipeline_tasks.gate_parameters import GateParameters
+from pipeline_tasks.output_place import require_folder
 from pipeline_tasks.params import StartParameters
 from pipeline_tasks.published_latency import PUBLISHED, published_table
 from pipeline_tasks.workspace import open_workspace, write_json
@@ -139,7 +140,7 @@ def bench(
     Raises:
         UsageError: an engine is given twice, or GPU and CPU are mixed.
         DataError: a set or an engine cannot be understood.
-        ParameterError: a number is out of range, or the set has no such split.
+        ParameterError: a number is out of range, the set has no such split, or `out` is no possible place.
         ConfigurationError: a runtime or its device is not there.
         TemporaryError: the latency spreads too much in every attempt.
         ValueError: there is no engine at a place.
@@ -149,6 +150,8 @@ def bench(
 
     how = measuring or Measuring()
     how.check()
+    if out is not None:
+        require_folder("--out", out)
     place = open_workspace(workspace)
     subjects = open_subjects(list(engines), runtime, how.threads, place)
     measured_on = read_evaluation_set(dataset, split, pictures) if dataset else None

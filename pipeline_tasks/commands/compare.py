@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.errors import UnavailableError, UsageError
+from pipeline_tasks.output_place import require_folder
 from pipeline_tasks.text_table import aligned
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def _run(arguments: argparse.Namespace) -> int:
     runs = list(dict.fromkeys(arguments.runs))
     if len(runs) < 2:
         raise UsageError("give the ids of two or more runs; `nasline runs` lists them")
+    if arguments.out is not None:
+        require_folder("--out", arguments.out)
     workspace = open_workspace(arguments.workspace)
     found = [read(workspace, run) for run in runs]
     print("\n".join(lines(found, equal_too=arguments.all)), flush=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks.errors import ConfigurationError, DataError, ParameterError
+from pipeline_tasks.output_place import require_folder
+from pipeline_tasks.text_table import some
 from pipeline_tasks.workspace import write_json
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def evaluate(
 
     Raises:
         DataError: the set cannot be understood, or shares no class name with the model.
-        ParameterError: the set has no such split, or its pictures' folder is not told.
+        ParameterError: the set has no such split, its pictures' folder is not told, or `out` is no possible place.
         ConfigurationError: the device is not there.
         ValueError: there is neither a checkpoint nor an engine at that place, or a picture cannot be read.
     """
@@ -84,6 +86,8 @@ def evaluate(
     from pipeline_tasks.accuracy_report import write_accuracy_report
     from pipeline_tasks.evaluation_set import read_evaluation_set
 
+    if out is not None:
+        require_folder("--out", out)
     subject = _open_model(place, runtime, device, workspace)
     measured_on = read_evaluation_set(dataset, split, pictures)
     images = measured_on.images
@@ -168,13 +172,13 @@ def label_mapping(class_names: Sequence[str], wanted: Sequence[str]) -> NDArray[
     mapping = np.array([places.get(name, -1) for name in class_names], np.int64)
     if (mapping < 0).all():
         raise DataError(
-            f"the model's classes ({_some(class_names)}) and the set's ({_some(wanted)}) have no name in common; "
+            f"the model's classes ({some(class_names)}) and the set's ({some(wanted)}) have no name in common; "
             "classes are matched by name"
         )
     if unknown := [name for name in class_names if name not in places]:
-        log.warning("the set lacks the classes %s; detections of them are left out", _some(unknown))
+        log.warning("the set lacks the classes %s; detections of them are left out", some(unknown))
     if unseen := [name for name in wanted if name not in class_names]:
-        log.warning("the model lacks the classes %s; they count as never found", _some(unseen))
+        log.warning("the model lacks the classes %s; they count as never found", some(unseen))
     return mapping
 
 
@@ -185,11 +189,6 @@ def with_labels(found: Detections, mapping: NDArray[np.int64]) -> Detections:
     labels = mapping[found.labels]
     known = labels >= 0
     return Detections(found.image_index[known], found.boxes_xyxy[known], found.scores[known], labels[known])
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def table(metrics: DetectionMetrics) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_tasks.errors import ParameterError
+from pipeline_tasks.output_place import require_place
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,14 @@ def export_weights(checkpoint: Path, out: Path) -> None:
     """Write `net` and `ema_net` in the reference's names, and the class names.
 
     Raises:
-        ParameterError: `out` exists.
+        ParameterError: `out` exists, or is no possible place.
         ValueError: no checkpoint is there, or one that the reference has no form for.
     """
     from model.checkpoint import load_checkpoint
     from model.reference_file import write_reference_file
     from model.reference_weights import reference_state
 
+    require_place("--out", out)
     if out.exists():
         raise ParameterError(f"--out {out} exists; give a file that does not exist yet")
     network, metadata = load_checkpoint(checkpoint)

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_tasks import digests
 from pipeline_tasks.errors import DataError, ParameterError
+from pipeline_tasks.output_place import require_place
+from pipeline_tasks.text_table import some
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from model.checkpoint import CheckpointMetadata
     from model.reference_file import ChannelOrder, ReferenceFile, Section
+    from model.reference_weights import Mismatch
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +62,16 @@ def import_weights(
     """Write the checkpoint folder `out`, whole or not at all, marked with the licence of the published weights.
 
     Raises:
-        DataError: a tensor is missing, unexpected or misshapen (every one is logged), or the class names do not fit.
-        ParameterError: `out` exists, or the class names are not told.
+        DataError: a tensor is missing, unexpected, misshapen, of another type or not finite (every one is logged), or
+            the class names do not fit.
+        ParameterError: `out` exists or is no possible place, or the class names are not told.
         ValueError: the file is damaged, or holds more than weights.
     """
     from model.checkpoint import save_checkpoint
     from model.reference_file import read_reference_file
     from model.reference_weights import network_of
 
+    require_place("--out", out)
     if out.exists():
         raise ParameterError(f"--out {out} exists; give a folder that does not exist yet")
     found = read_reference_file(file, section)
@@ -92,10 +97,27 @@ def _require_fit(file: Path, state: dict[str, Tensor], variant: str) -> None:
         return
     for line in mismatch.lines():
         log.warning("%s", line)
+    if mismatch.fits_in_shape:
+        raise DataError(_fault_of_values(file, mismatch, variant))
     others = fitting_variants(state)
     remedy = f"it fits --variant {others[0]}" if others else "it fits no variant; give a YOLO-NAS detection checkpoint"
     counts = f"{mismatch.counts()} tensors (listed above)"
     raise DataError(f"{file} does not hold the weights of a YOLO-NAS {variant}: {counts}; {remedy}")
+
+
+def _fault_of_values(file: Path, mismatch: Mismatch, variant: str) -> str:
+    """The right network in another arithmetic, or after a training that broke."""
+    if mismatch.other_type:
+        kinds = sorted({entry.split()[2].rstrip(",") for entry in mismatch.other_type})
+        weights_alone = all(entry.endswith("float32") for entry in mismatch.other_type)
+        remedy = (
+            "save its weights as float32"
+            if weights_alone
+            else "save each tensor in the type that is needed (listed above)"
+        )
+        return f"{file} holds a YOLO-NAS {variant} in {', '.join(kinds)}; {remedy}"
+    tensors = some(mismatch.not_finite, most=3)
+    return f"{file} holds non-finite weights in {tensors}; give a checkpoint from before they became so"
 
 
 def _class_names(file: Path, found: ReferenceFile, count: int, given: str | None) -> tuple[str, ...]:
@@ -116,8 +138,21 @@ def _class_names(file: Path, found: ReferenceFile, count: int, given: str | None
 def _read_names(given: str) -> tuple[str, ...]:
     """Names from a text file, one a line, or from the option itself."""
     path = Path(given)
-    parts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else given.split(",")
+    try:
+        parts = path.read_text(encoding="utf-8").splitlines() if _is_file(path) else given.split(",")
+    except UnicodeDecodeError:
+        raise DataError(f"--class-names {given} is no text; give a text file with a name a line") from None
+    if any("\0" in name for name in parts):
+        raise DataError(f"--class-names {given} is no text; give a text file with a name a line")
     return tuple(name.strip() for name in parts if name.strip())
+
+
+def _is_file(path: Path) -> bool:
+    """False for what is too long for a file's name: a list of names, then."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _metadata(file: Path, variant: str, class_names: tuple[str, ...], found: ReferenceFile) -> CheckpointMetadata:

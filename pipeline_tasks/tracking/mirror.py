@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_tasks.errors import UnavailableError
+from pipeline_tasks.errors import StoppedError, UnavailableError
 from pipeline_tasks.steps import STEP_NAMES
 from pipeline_tasks.tracking import run_page
 from pipeline_tasks.tracking.client import connect, one_line, server_errors, shown_uri
@@ -72,7 +72,8 @@ class Tracker:
         try:
             return self._deliver()
         except server_errors() as error:
-            self._warn(error)
+            if not _told_to_stop(error):
+                self._warn(error)
             return None
 
     def _deliver(self) -> str:
@@ -116,6 +117,15 @@ class Tracker:
         message = "tracking server at %s is away (%s); the step goes on, `nasline deliver` sends the rest later"
         (log.debug if self._warned else log.warning)(message, shown_uri(self._workspace), one_line(error))
         self._warned = True
+
+
+def _told_to_stop(error: BaseException | None) -> bool:
+    """Whether a signal broke the delivery off, also where a library made an error of its own of that; the step looks
+    for it after each delivery.
+    """
+    while error is not None and not isinstance(error, StoppedError):
+        error = error.__context__
+    return error is not None
 
 
 def deliver_run(workspace: Workspace, run: str) -> int:

@@ -170,17 +170,34 @@ def _over_total(role: str, table: JudgedTable, limits: ValidationLimits) -> list
 
 
 def _empty_splits(judged: JudgedSet) -> list[str]:
-    """Required splits of which the quarantine leaves nothing to train on or to measure with."""
-    good = judged.images.good
+    """Splits of which the quarantine leaves nothing to train on or to measure with: the required ones, and the
+    validation split of a set that need not have one but is measured on it where it is there.
+    """
+    splits, required = judged.images.rows["split"].to_numpy(), judged.raw.required_splits
+    optional = ("val",) if required and "val" not in required else ()
     sentences = []
-    for split in judged.raw.required_splits:
-        images = good & (judged.images.rows["split"].to_numpy() == split)
-        owners = judged.boxes.rows["image_id"].fill_null(0).to_numpy()
-        boxes = judged.boxes.good & images[owners] if judged.raw.labelled else images
-        if not images.any() or not boxes.any():
-            lacking = "boxes" if images.any() else "images"
-            sentences.append(f"{judged.role}: the split {split} has no {lacking} left after the quarantine; add some")
+    for split in (*required, *optional):
+        images = judged.images.good & (splits == split)
+        if split in required and not images.any():
+            sentences.append(f"{judged.role}: the split {split} has no images left after the quarantine; add some")
+        elif images.any() and judged.raw.labelled:
+            sentences += _without_boxes(judged, split, images, "" if split in required else ", or leave the split out")
     return sentences
+
+
+def _without_boxes(judged: JudgedSet, split: str, images: NDArray[np.bool_], alternative: str) -> list[str]:
+    """A sentence where the images of a split have no box that is learned and measured: crowd regions are not."""
+    owners = judged.boxes.rows["image_id"].fill_null(0).to_numpy()
+    boxes = judged.boxes.good & images[owners]
+    if not boxes.any():
+        return [f"{judged.role}: the split {split} has no boxes left after the quarantine; add some{alternative}"]
+    crowd = judged.boxes.rows["iscrowd"].fill_null(False).to_numpy()
+    if (boxes & ~crowd).any():
+        return []
+    return [
+        f"{judged.role}: the split {split} has no boxes but crowd regions (iscrowd 1), which are neither learned nor "
+        f"measured; add boxes of single objects{alternative}"
+    ]
 
 
 def _share(count: int, total: int, allowed: float, kind: str) -> str:

@@ -21,8 +21,8 @@ start: {student_variant: pico, teacher_variant: pico, image_size: 64, model_name
 pretrain: &short
   {epochs: 2, batch_size: 8, learning_rate: 0.004, warmup_steps: 5, ema_decay: 0.9, mosaic: 0.0, flip: 0.0,
   checkpoint_every_steps: 3}
-teach: {<<: *short, epochs: 6}
-pseudo_label: {shards: 2, threshold_offset: -0.992}
+teach: {<<: *short, epochs: 6, minimum_precision: 0.0, minimum_threshold: 0.0}
+pseudo_label: {shards: 2}
 distill: {<<: *short, epochs: 3}
 quantize:
   calibration_images: 16
@@ -32,7 +32,7 @@ quantize:
 gate: {minimum_map: 0.0, maximum_map_drop: 100.0, latency_repeats: 20, latency_threads: 1, maximum_spread: 1000.0,
   maximum_box_error_pixels: null}
 """
-"""Seconds per step; the gate asks for nothing, since nothing can be learned in that time."""
+"""Seconds per step; neither pseudo-labels nor the gate ask for anything, since nothing can be learned in that time."""
 
 CHAIN = (
     ("validate_data",),

@@ -134,6 +134,13 @@ def test_a_training_in_halves_follows_the_one_in_whole_batches(tmp_path: Path) -
         assert mine == pytest.approx(other, rel=1e-3)  # float32; AdamW magnifies differences of small gradients
 
 
+def test_more_batches_than_an_epoch_has_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run(tmp_path, replace(CONFIG, accumulate_steps=9))
+    assert (result.total_steps, result.images_per_step) == (3, 8)
+    told = "accumulate_steps 9 is more than the 4 batches of an epoch, which are used instead; lower it, or batch_size"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [told]
+
+
 def test_resumed_in_mid_epoch_it_equals_the_unbroken_one(tmp_path: Path) -> None:
     config = replace(CONFIG, accumulate_steps=2)
     whole = run(tmp_path / "whole", config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from noise_training import CONFIG, Batches, run
 
 PATIENT = replace(CONFIG, epochs=9, early_stop_epochs=2)
@@ -27,6 +28,9 @@ def scores(*values: float) -> Any:
         ((0.1, 0.05, 0.2, 0.15, 0.3, 0.1, 0.2), 7, 5),
         ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 9, 9),
         ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.6, 0.5), 9, 7),
+        ((0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.1), 7, 5),  # patience begins with the first that is above 0
+        ((0.0,) * 9, 9, 9),
+        ((0.1, 0.0, 0.0), 3, 1),
     ],
 )
 def test_it_ends_after_evaluations_without_a_better_metric(
@@ -49,14 +53,19 @@ def test_the_learning_rate_is_that_of_a_run_of_full_length(tmp_path: Path) -> No
     assert [row["learning_rate"] for row in early.history] == [row["learning_rate"] for row in full.history[:3]]
 
 
+@pytest.mark.parametrize("values", [(0.3, 0.2, 0.1), (0.0, 0.0, 0.0, 0.2, 0.2, 0.1)])
 @pytest.mark.parametrize("stop_after", [2, 8, 11, 12])
-def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path: Path, stop_after: int) -> None:
-    whole = run(tmp_path / "whole", PATIENT, evaluate=scores(0.3, 0.2, 0.1))
-    steps, evaluate = iter(range(1, 100)), scores(0.3, 0.2, 0.1)
+def test_a_resumed_run_ends_where_the_unbroken_one_does(
+    tmp_path: Path, values: tuple[float, ...], stop_after: int
+) -> None:
+    whole = run(tmp_path / "whole", PATIENT, evaluate=scores(*values))
+    steps, evaluate = iter(range(1, 100)), scores(*values)
     with pytest.raises(Exception, match="stopped and saved"):
         run(tmp_path / "broken", PATIENT, evaluate=evaluate, should_stop=lambda: next(steps) == stop_after)
     resumed = run(tmp_path / "broken", PATIENT, evaluate=evaluate)
     assert resumed.history == whole.history and resumed.stopped_early
+    assert resumed.best_epoch == whole.best_epoch
+    assert all(torch.equal(resumed.best_model_state[name], own) for name, own in whole.best_model_state.items())
 
 
 def test_a_run_that_ended_early_is_returned_without_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

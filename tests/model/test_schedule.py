@@ -46,6 +46,12 @@ def test_warmup_of_one_step_uses_the_initial_rate_once() -> None:
     assert (schedule.at(0), schedule.at(1)) == (1e-5, 1e-3)
 
 
+@pytest.mark.parametrize("warmup_steps", [1, 5])
+def test_warmup_to_a_rate_below_the_initial_one_does_not_run_downhill(warmup_steps: int) -> None:
+    schedule = WarmupCosine(1e-7, total_steps=50, warmup_steps=warmup_steps, initial_learning_rate=1e-6)
+    assert [schedule.at(step) for step in range(warmup_steps + 1)] == [1e-7] * (warmup_steps + 1)
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [

@@ -144,7 +144,7 @@ def test_clipping_bounds_the_gradient() -> None:
         ({"warmup_steps": -1}, "warmup_steps must not be negative, got -1"),
         ({"budget_minutes": -5.0}, "budget_minutes must be positive, got -5"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"precision": "int3"}, "precision must be one of float32, bfloat16, got 'int3'"),
+        ({"precision": "int3"}, "precision must be one of auto, float32, bfloat16, got 'int3'"),
         ({"ema_decay": 1.0}, "ema_decay must lie in"),
     ],
 )
@@ -156,6 +156,25 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path, change: dict[str, A
 def test_an_unknown_best_metric_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"best_metric 'ap' is not measured; choose one of map50, map50_95"):
         run(tmp_path, replace(CONFIG, best_metric="ap"), evaluate=falling_score())
+
+
+def test_an_evaluation_of_nothing_says_what_the_validation_split_lacks(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"measured nothing, as the validation split has no boxes that count .*annotate"
+    ):
+        run(tmp_path, evaluate=lambda average: {})
+
+
+def test_while_every_evaluation_is_0_the_latest_weights_are_best(tmp_path: Path) -> None:
+    averages: list[Tensor] = []
+
+    def evaluate(average: nn.Module) -> dict[str, float]:
+        averages.append(average.state_dict()["0.weight"].clone())
+        return {"map50_95": 0.0}
+
+    result = run(tmp_path, evaluate=evaluate)
+    assert (result.best_metric, result.best_epoch) == (0.0, 3)
+    assert torch.equal(result.best_model_state["0.weight"], averages[2]) and not torch.equal(averages[2], averages[0])
 
 
 def test_budget_decides_once_and_is_written_down(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline_tasks import estimate as module
+from pipeline_tasks import probe as probe_module
 from pipeline_tasks.commands import plan_run
 from pipeline_tasks.data.sets import open_set
 from pipeline_tasks.errors import DataError, TemporaryError
@@ -53,6 +54,17 @@ def test_probe_trains_some_steps_and_leaves_nothing(coco_folder: Any, tmp_path: 
     assert found.memory_bytes > 10**7
 
 
+def test_probe_times_epochs_with_mosaic(coco_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(probe_module, "_times", lambda context, task: tried.append(task.parameters) or [0.0, 1.0, 2.0])
+    monkeypatch.setattr(probe_module, "_evaluation_seconds", lambda *_: 0.1)
+    options = {"teach.batch_size": 2, "teach.mosaic": 1.0, "teach.close_mosaic_epochs": 5}
+    parameters = parameters_of(coco_folder, **options)
+    with open_set(str(coco_folder.path)) as opened:
+        probe(opened, parameters, Training("pico", None, parameters.teach), steps=4)
+    assert (tried[0].mosaic, tried[0].close_mosaic_epochs, tried[0].epochs) == (1.0, 0, 3)
+
+
 def test_sample_leaves_out_what_is_no_picture(coco_folder: Any) -> None:
     coco_folder.image("train", 0).unlink()
     coco_folder.image("train", 1).write_bytes(b"no picture")
@@ -90,8 +102,24 @@ def test_hours_follow_from_steps_and_evaluations(
     found = estimated(folder, tmp_path, **same)
     assert found["pretrain/teacher"].basis == "that of pretrain/student" and found["pretrain/teacher"].hours == 0
     assert len(probed) == 2  # a shared one, and the one with the teacher
-    budget = estimated(folder, tmp_path, **{**same, "teach.budget_minutes": 6.0})["teach"]
-    assert (budget.hours, budget.steps) == (pytest.approx(0.1), 720)
+
+
+def test_a_time_budget_shortens_a_training_and_never_lengthens_it(
+    make_coco_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "probe", lambda opened, parameters, training, steps: PROBED)
+    folder = make_coco_folder(train=20, val=5)
+    given = {"start.teacher_variant": "pico", "teach.epochs": 10, "teach.batch_size": 8}
+
+    def teach(**options: object) -> tuple[int | None, float, str]:
+        step = estimated(folder, tmp_path, **given, **options)["teach"]
+        assert step.hours is not None
+        return step.steps, step.hours * 3600, step.basis
+
+    whole = (20, pytest.approx(20 * 0.5 + 10 * 5 * 0.1), "0.5 s/step")
+    assert teach() == teach(**{"teach.budget_minutes": 60.0}) == whole  # 10 epochs of 2 steps
+    # 6 s at 0.5 s a step and 0.5 s for the evaluation after each 2 steps
+    assert teach(**{"teach.budget_minutes": 0.1}) == (8, pytest.approx(6.0), "0.5 s/step, time budget")
 
 
 def test_without_a_probe_there_are_steps_but_no_hours(coco_folder: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 import model
 from model.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from model.data.tables import BOXES_SCHEMA, IMAGES_SCHEMA, DatasetMetadata, read_dataset, write_dataset
+from model.detections import Detections
 from model.preprocessing import Preprocessing
 from pipeline_tasks import distill, pinned_files, pretrain, pseudo_label, teach, teacher_checkpoint
 from pipeline_tasks.errors import DataError, ParameterError, TemporaryError
@@ -228,8 +229,32 @@ def test_champions_ensemble_goes_on_teaching(bench: Bench, taught: tuple[Path, d
 def test_a_teacher_that_lacks_a_class_is_refused_before_training(bench: Bench) -> None:
     stranger = _checkpoint(bench.root / "stranger", "pico", ("red",), 3, "somebody")
     context = bench.context("refused", weights=bench.root / "start", extra_teachers_1=stranger)
-    with pytest.raises(DataError, match=r"does not know the target's classes green;.*teach.extra_checkpoints"):
+    with pytest.raises(DataError) as refused:
         teach.teach(context)
+    sentence = str(refused.value)
+    assert sentence.startswith(f"teach.extra_checkpoints: the teacher {stranger} does not know the target's classes gr")
+    assert sentence.endswith("leave it out"), "teach.source is train already"
+    chosen = bench.with_options(teach__source="champion").context("foreign champion", weights=stranger)
+    with pytest.raises(DataError, match=r"^teach\.source: .* set teach\.source to train$"):
+        teach.teach(chosen)
+
+
+@pytest.mark.parametrize("field", ["weights", "extra_teachers_1"])
+def test_a_teacher_of_another_input_size_is_told(
+    bench: Bench, field: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`swapped` learned at 320 pixels; what it teaches here is of no interest."""
+    monkeypatch.setattr(teach, "_judge", lambda *_: {})
+    own = bench.root / f"of this size {field}"
+    network, metadata = load_checkpoint(bench.root / "start")
+    save_checkpoint(own, network, replace(metadata, preprocessing=Preprocessing(SIDE)))
+    inputs = {"weights": own, field: bench.root / "swapped"}
+    context = bench.with_options(teach__source="champion").context(f"size {field}", **inputs)
+    with caplog.at_level("WARNING"):
+        teach.teach(context)
+    told = [record.getMessage() for record in caplog.records if "learned at" in record.getMessage()]
+    source = "the champion" if field == "weights" else f"teach.extra_checkpoints: {bench.root / 'swapped'}"
+    assert told == [f"{source} learned at 320 pixels and teaches at {SIDE} (start.image_size)"]
 
 
 def test_a_teacher_that_was_changed_since_the_start_is_refused(bench: Bench) -> None:
@@ -276,6 +301,36 @@ def test_mirror_modes_need_a_teacher_that_saw_mirrored_images(
     (folder / "thresholds.json").write_text(json.dumps({"flip_consistency": {"none": modes["none"]}}))
     with pytest.raises(ParameterError, match=r"flip_consistency is 'keep', but with teach\.flip 0"):
         _label(bench.with_options(pseudo_label__flip_consistency="keep"), "unflipped labels", folder)
+
+
+def test_no_pseudo_label_at_all_is_told(
+    bench: Bench, taught: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = bench.root / "silent"
+    teacher.mkdir()
+    judged = {"thresholds": dict.fromkeys(CLASSES, 1.0), "validation_quality": {"precision": None, "recall": 0.0}}
+    (teacher / "thresholds.json").write_text(json.dumps({"flip_consistency": {"none": judged}}))
+    (teacher / "checkpoint").symlink_to(taught[0] / "checkpoint")
+    with caplog.at_level("WARNING"):
+        _, summary = _label(bench, "no labels", teacher)
+    assert summary["boxes"] == 0
+    assert "no pseudo-label came out" in caplog.text and "teach.minimum_precision (0.0)" in caplog.text
+
+
+def test_minimum_threshold_may_be_below_the_usual_floor(bench: Bench) -> None:
+    """A teacher that learned little is right with a score of 0.03."""
+    validation_set = read_dataset(bench.root / "target").split("val")
+    truth = validation_set.all_boxes()
+    corners = np.concatenate([truth.boxes_xywh[:, :2], truth.boxes_xywh[:, :2] + truth.boxes_xywh[:, 2:]], axis=1)
+    scores = np.full(len(corners), 0.03, np.float32)
+    found = Detections(truth.image_index, corners.astype(np.float32), scores, truth.labels)
+
+    def thresholds(least: float) -> list[float]:
+        context = bench.with_options(teach__minimum_threshold=least).context(f"floor {least}")
+        return list(teach._labels_of_mode(context, found, validation_set)["thresholds"].values())
+
+    assert all(0 < value <= 0.03 for value in thresholds(0.0))
+    assert thresholds(0.3) == [1.0, 1.0]
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,18 @@
-"""What a tracking server with users says to who asks for something that is not there."""
+"""What is made of what a tracking server says, or of its silence."""
 
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
 
-from pipeline_tasks.errors import ConfigurationError, UnavailableError
+from pipeline_tasks.errors import ConfigurationError, TemporaryError, UnavailableError
+from pipeline_tasks.process import Stopper
 from pipeline_tasks.tracking.client import ask
 from pipeline_tasks.tracking.experiments import _artifact_location
+from pipeline_tasks.tracking.mirror import Tracker
 from pipeline_tasks.workspace import Workspace
 
 ADDRESS = "API request to endpoint /api/2.0/mlflow/registered-models/alias failed with error code 403 != 200"
@@ -65,3 +68,40 @@ def test_a_store_with_a_relative_path_keeps_its_artifacts_beside_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "sqlite:///tracking.db")
     assert _artifact_location() == (tmp_path / "mlflow-artifacts").as_uri()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_stop_is_no_server_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrapped: bool
+) -> None:
+    """What broke off is told by the step; libraries make errors of their own of it."""
+    stopper = Stopper()
+
+    def interrupted(_: Tracker) -> str:
+        try:
+            stopper._handle(signal.SIGTERM, None)
+        except TemporaryError:
+            if wrapped:
+                raise OSError("the connection broke off")  # noqa: B904
+            raise
+        return "delivered"
+
+    monkeypatch.setattr(Tracker, "_deliver", interrupted)
+    with caplog.at_level(logging.WARNING):
+        assert Tracker(Workspace(tmp_path), "one", "validate_data").deliver() is None
+    assert not caplog.text
+    assert stopper.requested()
+
+
+def test_a_server_that_is_away_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(_: Tracker) -> str:
+        raise OSError("nobody answers")
+
+    monkeypatch.setattr(Tracker, "_deliver", away)
+    tracker = Tracker(Workspace(tmp_path), "one", "validate_data")
+    with caplog.at_level(logging.WARNING):
+        assert tracker.deliver() is None and tracker.deliver() is None
+    (told,) = caplog.messages
+    assert "is away (nobody answers)" in told

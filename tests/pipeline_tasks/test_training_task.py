@@ -20,8 +20,11 @@ import torch
 import model
 from model.checkpoint import CheckpointMetadata, save_checkpoint
 from model.data.image_set import ImageSet
+from model.precision import resolve
 from model.preprocessing import Preprocessing
+from model.progress import EpochProgress
 from pipeline_tasks.errors import TemporaryError
+from pipeline_tasks.idle_settings import warn_of_batch, warn_of_closed_mosaic, warn_of_scale
 from pipeline_tasks.params import StartParameters
 from pipeline_tasks.training_parameters import TrainingParameters
 from pipeline_tasks.training_task import (
@@ -122,7 +125,8 @@ def test_all_choices_together_train_and_are_summed_up(
         result = run_training(context, chosen)
     summary = training_summary(result, len(chosen.training_set))
     # sqrt(1 / (1 / 6)) + 5 * sqrt(1 / (5 / 6)) = 7.9 images are 8 an epoch: 4 batches of 2, joined two by two
-    assert summary == {"images": 6, "steps": 4, "best_epoch": 2, "images_per_step": 4}
+    numbers = {"images": 6, "steps": 4, "best_epoch": 2, "images_per_step": 4}
+    assert summary == {**numbers, "precision": resolve("auto", torch.device("cpu"))}
     for sentence in (
         "auto_batch_size needs a GPU; on the CPU batch_size 2 is kept",
         "multi_scale: input sizes 32, 64, 96 pixels",
@@ -132,6 +136,62 @@ def test_all_choices_together_train_and_are_summed_up(
     assert any(message.startswith("freeze: ") for message in caplog.messages)
     after = chosen.model.backbone.stem.state_dict()
     assert [name for name in stem if not torch.equal(stem[name], after[name])] == []
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_batch_larger_than_the_set_is_told_and_counted_as_it_is(
+    tmp_path: Path, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        "model.training.EpochProgress",
+        lambda *given, batch_size, **rest: (
+            sizes.append(batch_size) or EpochProgress(*given, batch_size=batch_size, **rest)
+        ),
+    )
+    result = run_training(context, task(image_set(tmp_path), epochs=1, batch_size=32))
+    assert (result.total_steps, result.images_per_step, sizes) == (1, 6, [6])
+    sentence = (
+        "batch_size 32 is more than the 6 images of an epoch, which are one batch instead; set it to 6 or less, or add "
+        "images"
+    )
+    assert warnings_of(caplog) == [sentence]
+
+
+def test_settings_without_effect_are_told(
+    tmp_path: Path, context: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"multi_scale": 0.2, "mosaic": 0.5, "close_mosaic_epochs": 3, "epochs": 1, "batch_size": 6}
+    run_training(context, task(image_set(tmp_path), **given))
+    closed = (
+        "close_mosaic_epochs 3 leaves none of 1 epochs to mosaic, multi_scale, which have no effect; set it to less"
+    )
+    assert warnings_of(caplog) == [
+        "multi_scale 0.2 has no effect: the next size is 32 pixels from image_size 64; set it to at least 0.5, or 0",
+        f"{closed} than 1",
+    ]
+
+
+@pytest.mark.parametrize("size", [64, 96, 224, 320, 416, 608, 640, 2048])
+def test_the_named_share_is_the_least_with_an_effect(size: int, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_scale(TrainingParameters(multi_scale=0.001), size)
+    least = float(caplog.messages[0].split("at least ")[1].split(",")[0])
+    caplog.clear()
+    warn_of_scale(TrainingParameters(multi_scale=least), size)
+    assert caplog.messages == []
+    warn_of_scale(TrainingParameters(multi_scale=least - 0.001), size)
+    assert len(caplog.messages) == 1
+
+
+def test_settings_with_an_effect_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_scale(TrainingParameters(multi_scale=0.0), 64)
+    warn_of_batch(TrainingParameters(batch_size=4), 4)
+    warn_of_closed_mosaic(TrainingParameters(close_mosaic_epochs=5), 5)  # nothing that it would close is on
+    warn_of_closed_mosaic(TrainingParameters(close_mosaic_epochs=5, mixup=0.1), 6)
+    assert caplog.messages == []
 
 
 def test_a_stop_before_the_time_is_in_the_summary(

@@ -60,6 +60,19 @@ def test_what_is_no_model_is_refused(nasline: Nasline, coco_folder: Any) -> None
     assert "is neither a checkpoint (checkpoint.json) nor an engine (engine.json)" in sentence
 
 
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("taken/x", "taken is no folder; give another one"), ("taken", "--out taken is no folder; give a")],
+)
+def test_a_place_for_the_report_is_looked_at_before_the_work(
+    nasline: Nasline, checkpoint: Path, coco_folder: Any, tmp_path: Path, out: str, reason: str
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    output = nasline("evaluate", checkpoint, "--dataset", coco_folder.path, "--out", out, code=65)
+    assert reason in output and "AP50-95" not in output
+    assert reason in nasline("predict", tmp_path / "no engine", coco_folder.path, "--out", out, code=65)
+
+
 def test_a_device_that_is_not_there_is_refused(nasline: Nasline, checkpoint: Path, coco_folder: Any) -> None:
     assert "use cpu" in nasline("evaluate", checkpoint, "--dataset", coco_folder.path, "--device", "cuda:77", code=78)
     assert "is no device" in nasline("evaluate", checkpoint, "--dataset", coco_folder.path, "--device", "gpu", code=65)

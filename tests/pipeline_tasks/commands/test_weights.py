@@ -128,6 +128,49 @@ def test_every_faulty_tensor_is_listed(
     assert beside(tmp_path / "faulty.pth") == ["faulty.pth"]
 
 
+def test_half_precision_is_told_with_its_remedy(state: dict[str, Tensor], tmp_path: Path) -> None:
+    file = tmp_path / "half.pth"
+    halved = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    torch.save({"net": halved}, file)
+    with pytest.raises(DataError, match=r"holds a YOLO-NAS n in float16; save its weights as float32$"):
+        import_weights(file)
+    with pytest.raises(DataError, match=r"does not hold the weights of a YOLO-NAS s: .*; it fits --variant n$"):
+        import_weights(file, variant="s")
+    torch.save({"net": {key: value.half() for key, value in state.items()}}, file)
+    with pytest.raises(DataError, match=r"in float16; save each tensor in the type that is needed \(listed above\)$"):
+        import_weights(file)
+    assert beside(file) == ["half.pth"]
+
+
+def test_weights_that_are_no_numbers_are_named(state: dict[str, Tensor], tmp_path: Path) -> None:
+    file = tmp_path / "broken.pth"
+    stem = "backbone.stem.conv.branch_3x3.conv.weight"
+    torch.save({"net": {**state, stem: torch.full_like(state[stem], torch.nan)}}, file)
+    with pytest.raises(DataError, match=rf"broken\.pth holds non-finite weights in {stem}; give a checkpoint from"):
+        import_weights(file)
+
+
+def test_long_lists_of_names_are_no_file_and_binary_files_are_no_names(nasline: Nasline, file: Path) -> None:
+    names = ",".join(f"a class with a long name, number {number}".replace(",", "") for number in range(20))
+    assert len(names) > 255
+    options = ("import-weights", file, "--variant", "n", "--out", "imported", "--class-names")
+    assert "has 2 classes, but --class-names gives 20;" in nasline(*options, names, code=65)
+    nasline(*options[:5], "long", "--class-names", f"{'a' * 300},b", code=0)
+    for content in (b"\x89PNG\xff\xfe", b"cat\0\ndog\n"):
+        (file.parent / "names.bin").write_bytes(content)
+        assert "--class-names names.bin is no text; give a text file" in nasline(*options, "names.bin", code=65)
+    assert not (file.parent / "imported").exists()
+
+
+@pytest.mark.parametrize("out", ["reference.pth/x", "reference.pth/x/y.pth", "a" * 300])
+def test_an_impossible_place_is_refused_first(nasline: Nasline, file: Path, out: str) -> None:
+    reason = "File name too long" if len(out) > 255 else "reference.pth is no folder"
+    for words in (("import-weights", file, "--variant", "n"), ("export-weights", file.parent / "nowhere")):
+        sentence = nasline(*words, "--out", out, code=65)
+        assert f"--out {out[:100]} is no possible place" in sentence and reason in sentence
+    assert beside(file) == ["reference.pth"]
+
+
 def test_broken_files_leave_nothing(file: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="is no checkpoint file or is damaged"):
