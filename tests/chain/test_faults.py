@@ -100,7 +100,9 @@ def test_a_clock_that_jumps_changes_nothing(finished: Terminal, tmp_path: Path) 
     process.kill()
     process.communicate()
     output = terminal.nasline(*TEACH)
-    assert "training goes on from step" in output and "WARNING" not in output
+    assert "training goes on from step" in output
+    warnings = [line for line in output.splitlines() if "WARNING" in line]
+    assert [line for line in warnings if "get no pseudo-labels" not in line] == []  # the tiny teacher misses classes
     require_equal_training(terminal, finished, "teach")
 
 
