@@ -57,7 +57,7 @@ SECTIONS = (
         "(validation included) and ours no longer than the peer's; ours in bfloat16, which the peer refuses on a CPU. "
         "Tuned: on both sides the learning rate of three that finds most on the set's validation images; the peer also "
         "gets every batch a step, a warm-up of one epoch, AdamW. Ours also stand there with as many epochs as the peer "
-        "has, in less time (of twice the time on bccd only so); a recipe whose three tries are not complete is left out. "
+        "has, in less time (of twice the time on bccd only so); a recipe whose tries are not complete is left out. "
         "Figures are of the test split, which nobody chose anything on.",
         against_yolov8n.table,
     ),
