@@ -19,9 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data.painting import Matrix, paint
 from model.preprocessing import Preprocessing
-
-Matrix = NDArray[np.float64]  # (2, 3) maps edge coordinates of a source to edge coordinates of the output
 
 
 @dataclass(frozen=True)
@@ -194,10 +193,9 @@ def warp(
     """Each source through its matrix onto one padded canvas (S, S), with the boxes that remain."""
     size = preprocessing.input_size
     image = np.full((size, size, 3), preprocessing.pad_value, np.uint8)
-    for source, matrix in zip(sources, matrices, strict=True):
-        _paint(image, source.image, matrix)
+    painted = [paint(image, source.image, matrix) for source, matrix in zip(sources, matrices, strict=True)]
     # the boxes of all sources at once: an image has few, and every call to numpy takes longer than its arithmetic
-    of_box = np.repeat(np.stack(matrices), [len(source.labels) for source in sources], axis=0)
+    of_box = np.repeat(np.stack(painted), [len(source.labels) for source in sources], axis=0)
     moved_xyxy = warp_boxes(np.concatenate([source.boxes_xyxy for source in sources]), of_box)
     clipped_xyxy, keep = clip_and_filter(moved_xyxy, size, size, config)
     return Sample(
@@ -206,34 +204,6 @@ def warp(
         np.concatenate([source.labels for source in sources])[keep],
         np.concatenate([source.weights for source in sources])[keep],
     )
-
-
-def _paint(canvas: NDArray[np.uint8], picture: NDArray[np.uint8], matrix: Matrix) -> None:
-    """Warp ``picture`` bilinearly into ``canvas``, in place, touching only the pixels it covers."""
-    size = canvas.shape[0]
-    rows = matrix.tolist()
-    (left, right), (top, bottom) = (_span(row, picture.shape, size) for row in rows)
-    if left >= right or top >= bottom:
-        return
-    # OpenCV counts pixel centres, which lie half a pixel inside the edges
-    centres = np.array(
-        [(a, b, c + (a + b - 1) / 2 - first) for (a, b, c), first in zip(rows, (left, top), strict=True)]
-    )
-    region = canvas[top:bottom, left:right]
-    turned = abs(rows[0][1]) > 1e-9
-    border = cv2.BORDER_TRANSPARENT if turned else cv2.BORDER_REPLICATE
-    painted = region.copy() if turned else np.empty_like(region)
-    region[:] = cv2.warpAffine(picture, centres, (right - left, bottom - top), painted, cv2.INTER_LINEAR, border)
-
-
-def _span(row: list[float], shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """First pixel of the output that a picture of (height, width) covers along one axis, and the one after the last.
-
-    ``row`` of the matrix belongs to that axis.
-    """
-    by_width, by_height = row[0] * shape[1], row[1] * shape[0]
-    corners = (row[2], row[2] + by_width, row[2] + by_height, row[2] + by_width + by_height)
-    return max(0, round(min(corners))), min(size, round(max(corners)))
 
 
 def warp_boxes(boxes_xyxy: NDArray[np.float32], matrix: Matrix) -> NDArray[np.float64]:
