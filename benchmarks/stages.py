@@ -10,7 +10,8 @@ are done once. Finished rows are kept in results/stages.json. Two questions, two
   epochs, and does it still help when the student alone gets the teacher's training time as well? The teacher learned
   with the same seed as its student.
 - half: every second training image keeps its labels, the others count as unlabelled. What do pretraining,
-  pseudo-labels in their two orders, distillation, and all of it bring?
+  pseudo-labels in their two orders, distillation, and all of it bring? An epoch with pseudo-labels has twice as many
+  images; so labels alone also stand there with twice the epochs.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ FULL: dict[str, dict[str, Any]] = {
 }
 HALF: dict[str, dict[str, Any]] = {
     "labels": WITHOUT_TEACHER,
+    "labels, twice the epochs": {**WITHOUT_TEACHER, "twice": True},  # as many steps as with pseudo-labels
     "+ pretraining": {**WITHOUT_TEACHER, "pretraining": True},
     "+ pseudo-labels, mixed": {**WITHOUT_TEACHER, "pseudo_labels": True},
     "+ pseudo-labels, first": {**WITHOUT_TEACHER, "pseudo_labels": True, "pseudo_order": "first"},
@@ -121,6 +123,7 @@ def _parameters(configuration: dict[str, Any]) -> dict[str, Any]:
     changes = dict(SCENARIOS[scenario][configuration["row"]])
     pretraining, pseudo_labels = changes.pop("pretraining", False), changes.pop("pseudo_labels", False)
     epochs = EPOCHS[name] * (_longer(configuration) if changes.pop("longer", False) else 1)
+    epochs *= 2 if changes.pop("twice", False) else 1
     labelled, unlabelled = _folders(name, scenario)
     start = {
         "dataset": str(labelled), "student_variant": "pico", "teacher_variant": "t", "image_size": IMAGE_SIZE,
