@@ -36,6 +36,8 @@ def demo(checkout: Path, *options: str, code: int = 0) -> str:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HOME": str(checkout / "home"),
     }
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # another group of tests runs beside this one
+        environment["OMP_NUM_THREADS"] = threads
     done = subprocess.run(
         [sys.executable, str(checkout / "demo" / "run.py"), *options],
         cwd=checkout, env=environment, capture_output=True, text=True,
