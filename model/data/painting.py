@@ -62,8 +62,11 @@ class _Stretch:
         if first >= last:
             return None
         shown = sorted(((first - shift) / factor, (last - shift) / factor))
-        # one pixel more on either side, which the interpolation looks at
-        begin, end = max(0, math.floor(shown[0]) - 1), min(side, math.ceil(shown[1]) + 1)
+        cut = (round(near) < 0, round(far) > size)  # by the canvas
+        cut_begin, cut_end = cut if factor > 0 else cut[::-1]
+        # where it is cut, one pixel more, which the interpolation looks at
+        begin = max(0, math.floor(shown[0]) - 1) if cut_begin else 0
+        end = min(side, math.ceil(shown[1]) + 1) if cut_end else side
         low, high = sorted((round(shift + factor * begin), round(shift + factor * end)))
         exact = math.copysign((high - low) / (end - begin), factor)
         return cls(
@@ -87,9 +90,11 @@ def _paint_turned(canvas: NDArray[np.uint8], picture: NDArray[np.uint8], matrix:
     centres = np.array(
         [(a, b, c + (a + b - 1) / 2 - first) for (a, b, c), first in zip(rows, (left, top), strict=True)]
     )
-    region = canvas[top:bottom, left:right]
     extent = (right - left, bottom - top)
-    region[:] = cv2.warpAffine(picture, centres, extent, region.copy(), cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
+    warped = cv2.warpAffine(picture, centres, extent, None, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    # pixels whose centre lies inside, so that tiles which touch leave no seam: bilinear borders would fade out
+    inside = cv2.warpAffine(np.full(picture.shape[:2], 255, np.uint8), centres, extent, None, cv2.INTER_NEAREST)
+    cv2.copyTo(warped, inside, canvas[top:bottom, left:right])
 
 
 def _span(row: list[float], shape: tuple[int, ...], size: int) -> tuple[int, int]:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.data.augmentation import mosaic_placements
 from model.data.painting import Matrix, paint
+from model.preprocessing import Preprocessing
 
 SIZE = 96
 
@@ -22,7 +24,7 @@ def drawn(seed: int) -> tuple[NDArray[np.uint8], Matrix]:
     """A picture, and a matrix that mirrors, zooms and shifts it, often half off the canvas."""
     random = np.random.default_rng(seed)
     picture = slopes(*random.integers(3, 120, 2))
-    factors = np.exp(random.uniform(np.log(0.4), np.log(4), 2)) * random.choice([-1, 1], 2)
+    factors = np.exp(random.uniform(np.log(0.02), np.log(60), 2)) * random.choice([-1, 1], 2)
     centre = random.uniform(-0.3, 1.3, 2) * SIZE
     shifts = centre - factors * np.array(picture.shape[1::-1]) / 2
     return picture, np.array([(factors[0], 0.0, shifts[0]), (0.0, factors[1], shifts[1])])
@@ -103,3 +105,16 @@ def test_a_turned_picture_follows_its_matrix() -> None:
     column, row = (matrix[:, :2] @ inside + matrix[:, 2]).astype(int)
     place = np.linalg.solve(matrix[:, :2], (column + 0.5, row + 0.5) - matrix[:, 2]) - 0.5
     assert np.abs(canvas[row, column, :2] - 2 * place).max() <= 1.5
+
+
+@pytest.mark.parametrize("side", [24, 48, SIZE])
+@pytest.mark.parametrize("degrees", [0.0, 5.0, -30.0])
+def test_tiles_of_a_mosaic_touch_without_a_seam(side: int, degrees: float) -> None:
+    preprocessing, white = Preprocessing(SIZE), np.full((side, side, 3), 255, np.uint8)
+    placements = mosaic_placements([white.shape[:2]] * 4, preprocessing, np.array([SIZE + 3.3, SIZE - 5.7]))
+    a, b = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([(a, -b, SIZE / 2 - (a - b) * SIZE), (b, a, SIZE / 2 - (a + b) * SIZE)])
+    canvas = np.full((SIZE, SIZE, 3), 114, np.uint8)
+    for placement in placements:
+        paint(canvas, white, np.column_stack([turn[:, :2] @ placement[:, :2], turn @ [*placement[:, 2], 1]]))
+    assert (canvas == 255).all()
