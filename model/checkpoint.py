@@ -131,7 +131,8 @@ def _flush(path: Path) -> None:
 def load_checkpoint(directory: Path) -> tuple[YoloNAS, CheckpointMetadata]:
     """Network (evaluation mode, CPU) and metadata of a checkpoint directory.
 
-    Raises ValueError naming the file and the remedy when a file is missing, damaged or of another kind.
+    Raises ValueError naming the file and the remedy when a file is missing, damaged, of another kind, or holds a weight
+    that is no finite number.
     """
     directory = Path(directory)
     metadata, fused = read_metadata(directory)
@@ -164,9 +165,14 @@ def read_metadata(directory: Path) -> tuple[CheckpointMetadata, bool]:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); copy or train the checkpoint again") from error
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            wrong = tensor[~torch.isfinite(tensor)][0].item()
+            raise ValueError(f"{path}: {name} holds {wrong:g}, which is no finite number; use another checkpoint")
+    return state
 
 
 class TransferReport(NamedTuple):

@@ -164,7 +164,8 @@ class _Run:
         best, every, patience = self.position.best, self.config.evaluate_every_epochs, self.config.early_stop_epochs
         if not patience or best is None or best.metric == 0:  # at 0 it has not begun to learn
             return False
-        return self.position.epoch // every - best.epoch // every >= patience
+        counted_from = max(best.epoch, math.ceil(self.config.early_stop_from * self.length.epochs))
+        return self.position.epoch // every - counted_from // every >= patience
 
     def train_epoch(self) -> None:
         """Train what is left of the running epoch, evaluate, save and tell."""

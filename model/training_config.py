@@ -34,8 +34,10 @@ class TrainingConfig:
         close_mosaic_epochs: last epochs, which are trained without mosaic.
         evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
         early_stop_epochs: evaluations in a row without a better ``best_metric`` that end the training, 0 for never.
-            Counted from the first that is not 0. The schedule falls over ``epochs`` all the same: a run that stops
-            early never sees its low rates.
+            Counted from the first that is not 0, and after ``early_stop_from``. The schedule falls over ``epochs`` all
+            the same: a run that stops early never sees its low rates.
+        early_stop_from: share of the training, in [0, 1), whose evaluations try no patience: what it learns from
+            changes after that.
         checkpoint_every_steps: steps between saves inside an epoch, 0 to save at the end of epochs only.
         best_metric: name of the evaluated number, higher is better, by which the best weights are chosen.
         seed: seed of torch's random generator.
@@ -62,6 +64,7 @@ class TrainingConfig:
     close_mosaic_epochs: int = 0
     evaluate_every_epochs: int = 1
     early_stop_epochs: int = 0
+    early_stop_from: float = 0.0
     checkpoint_every_steps: int = 0
     best_metric: str = "map50_95"
     seed: int = 0
@@ -83,12 +86,14 @@ class TrainingConfig:
             raise ValueError(f"norm_momentum must lie in (0, 1], got {self.norm_momentum}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+        if not 0 <= self.early_stop_from < 1:
+            raise ValueError(f"early_stop_from must lie in [0, 1), got {self.early_stop_from}")
         if self.budget_minutes is not None and self.budget_minutes <= 0:
             raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
 
     def settings(self) -> dict[str, object]:
         """What a resumed run must agree with."""
-        free = ("checkpoint_every_steps", "device", "budget_minutes")
+        free = ("checkpoint_every_steps", "device", "budget_minutes", "early_stop_from")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 

@@ -224,6 +224,10 @@ class StateDirectory:
                 f"{self.path / STATE_FILE} has schema_version {commit.get('schema_version')}, this program "
                 f"reads {SCHEMA_VERSION}; delete {self.path} to train anew"
             )
+        if missing := sorted({"tensors", "position", "metrics_bytes", "random", "settings"} - commit.keys()):
+            raise ValueError(
+                f"{self.path / STATE_FILE} is damaged (it lacks {', '.join(missing)}); delete {self.path} to train anew"
+            )
         saved = commit["settings"]
         expected = json.loads(json.dumps(dict(settings)))
         for name in sorted({*saved, *expected}):

@@ -35,6 +35,7 @@ from pipeline_tasks.commands import (
 )
 from pipeline_tasks.commands.report import report
 from pipeline_tasks.errors import EXIT_UNFORESEEN, StepError, UsageError
+from pipeline_tasks.output_place import obstacle
 from pipeline_tasks.params import Parameters, form_fields, resolve
 from pipeline_tasks.steps import STEPS, StepDefinition
 
@@ -57,10 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says what a retry could cure (see pipeline_tasks.errors)."""
     configure_logging()
     process.share_cores_kindly()
-    workspace = ""
+    arguments = argparse.Namespace()
     try:
         arguments = _parser().parse_args(argv)
-        workspace = str(getattr(arguments, "workspace", ""))
         arguments.words = sys.argv[1:] if argv is None else list(argv)
         process.die_with_parent()
         code: int = arguments.command_function(arguments)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:
         process.end_undisturbed()
-        exit_code, sentence = _in_words(error, workspace)
+        exit_code, sentence = _in_words(error, arguments)
         if not launch.report(exit_code, sentence):
             if exit_code == EXIT_UNFORESEEN:
                 raise
@@ -80,15 +80,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code
 
 
-def _in_words(error: Exception, workspace: str) -> tuple[int, str]:
+def _in_words(error: Exception, arguments: argparse.Namespace) -> tuple[int, str]:
     """Exit code and the sentence for the user; the traceback of what nobody foresaw."""
     if isinstance(error, StepError):
         return error.exit_code, str(error)
-    if refused := _refused_write(error, workspace):
+    if refused := _impossible_place(error, arguments):
+        return EXIT_BAD_INPUT, refused
+    if refused := _refused_write(error, str(getattr(arguments, "workspace", ""))):
         return EXIT_TEMPORARY, f"{refused}; make room or choose another place, then run the step again"
     if isinstance(error, ValueError):  # the package `model` refuses input so
         return EXIT_BAD_INPUT, str(error)
     return EXIT_UNFORESEEN, "".join(traceback.format_exception(error)).rstrip()
+
+
+def _impossible_place(error: Exception, arguments: argparse.Namespace) -> str:
+    """What is wrong with the place that the command was told to write to, "" for another error."""
+    for option in ("out", "to"):
+        place = getattr(arguments, option, None)
+        if isinstance(error, OSError) and isinstance(place, Path) and (reason := obstacle(place, error)):
+            return f"--{option} {place} is no possible place: {reason}; give another one"
+    return ""
 
 
 def _refused_write(error: Exception, workspace: str) -> str:

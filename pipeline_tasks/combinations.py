@@ -37,6 +37,7 @@ def require_possible(parameters: Parameters) -> None:
     faults = [
         *_mirrored_images(parameters),
         *_empty_shares(parameters, trainings, PROCESSES, parameters.start.processes),
+        *_single_values(parameters, trainings),
     ]
     of_layers = {
         training.section: fault
@@ -94,6 +95,26 @@ def _empty_shares(parameters: Parameters, trainings: list[_Training], source: st
             f"{source} is {count}, but some of them would get no image of a batch of {', '.join(small)}; "
             f"give batches at least {count} images, or start fewer processes"
         )
+
+
+def _single_values(parameters: Parameters, trainings: list[_Training]) -> Iterator[str]:
+    """At 32 pixels the last map is one pixel: of one image, nothing that a batch norm could take a spread of.
+
+    The quantized network has no batch norms.
+    """
+    from model.data.sampling import SIZE_STEP, input_sizes
+
+    shared = parameters.start
+    for section, given, _ in trainings:
+        grows = given.auto_batch_size and shared.device.startswith("cuda")
+        if given.batch_size // shared.processes > 1 or grows or section == "quantize.training":
+            continue
+        if input_sizes(shared.image_size, given.multi_scale)[0] <= SIZE_STEP:
+            yield (
+                f"{section}.batch_size {given.batch_size} leaves a process one image, too little for batch norm "
+                f"at {SIZE_STEP} pixels (start.image_size {shared.image_size}, {section}.multi_scale "
+                f"{given.multi_scale:g}); raise batch_size or the image size, or lower multi_scale"
+            )
 
 
 def _layer_fault(parameters: Parameters, training: _Training) -> str:

@@ -26,16 +26,40 @@ def label_quality(tables: Path, true_boxes: Path) -> PseudoLabelQuality:
     from model.data.tables import read_dataset
     from model.evaluation import pseudo_label_quality
 
-    labels = read_dataset(tables).image_set()
-    coco = _read(true_boxes)
-    try:
-        labels, truth = _on_common_images(labels, coco)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{true_boxes} is no COCO annotation file: {error!r} in its records") from None
+    labels, truth = _compared(true_boxes, read_dataset(tables).image_set())
     if not len(labels):
         raise DataError(f"{true_boxes} lists none of the pictures that were labelled; compare the file names")
     every = dict.fromkeys(labels.class_names, 0.0)  # the tables hold only what was above the thresholds
     return pseudo_label_quality(_as_detections(labels.all_boxes()), truth, every)
+
+
+def require_true_boxes(true_boxes: Path) -> None:
+    """Read the file as if all pictures and classes that it lists had been labelled: nothing in it is passed over.
+
+    Raises:
+        DataError: the file is no COCO annotation file, or lists no picture.
+    """
+    labels, _ = _compared(true_boxes, None)
+    if not len(labels):
+        raise DataError(f"{true_boxes} lists no pictures; give the COCO annotation file of the pictures to be labelled")
+
+
+def _compared(true_boxes: Path, labels: ImageSet | None) -> tuple[ImageSet, ImageSet]:
+    """What `_on_common_images` gives; None stands for labels on everything in the file."""
+    coco = _read(true_boxes)
+    try:
+        return _on_common_images(_all_listed(coco) if labels is None else labels, coco)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{true_boxes} is no COCO annotation file: {error!r} in its records; give one") from None
+
+
+def _all_listed(coco: dict[str, Any]) -> ImageSet:
+    """Its pictures without a box; nobody asks for their sizes."""
+    from model.data.image_set import ImageSet
+
+    names = dict.fromkeys(category["name"] for category in coco["categories"])
+    paths = [f"all/{image['file_name']}" for image in coco["images"]]
+    return ImageSet.from_arrays(tuple(names), paths, [(1, 1)] * len(paths))
 
 
 def _read(true_boxes: Path) -> dict[str, Any]:
@@ -44,7 +68,7 @@ def _read(true_boxes: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{true_boxes} cannot be read ({error}); give a COCO annotation file") from None
     if not isinstance(content, dict):
-        raise DataError(f"{true_boxes} is no COCO annotation file: it holds a {type(content).__name__}")
+        raise DataError(f"{true_boxes} is no COCO annotation file: it holds a {type(content).__name__}; give one")
     return content
 
 

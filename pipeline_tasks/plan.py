@@ -218,7 +218,9 @@ def _step_lines(step: PlannedStep, parameters: Parameters) -> list[str]:
         lines += _wrapped("on", [f"{parameters.start.processes} x {parameters.start.device}"])
     words = [f"{name}={_short(step.parameters[name])}" for name in step.shown]
     rest = len(step.parameters) - len(step.shown)
-    return lines + _wrapped("with", [*words, *([f"({rest} at their defaults)"] if rest else [])])
+    if rest:
+        words.append(f"({rest} at their defaults)" if words else "defaults")
+    return lines + _wrapped("with", words)
 
 
 def _short(value: Any) -> str:

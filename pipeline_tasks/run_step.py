@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline_tasks import errors, launch, pseudo_label, verdict
+from pipeline_tasks import errors, launch, pseudo_label, validate_data, verdict
 from pipeline_tasks.combinations import PROCESSES, require_images_for
 from pipeline_tasks.errors import StepError, UsageError
 from pipeline_tasks.execution import StepBody, StepResult, assist, execute
@@ -32,6 +32,10 @@ def run_step(
     try:
         with stopper.told_apart():
             result = execute(workspace, run, step, _body(step), stopper, part, team=team)
+            if step == "validate_data":  # here, as the step itself is not done where its tables are reused
+                validate_data.require_fitting_teachers(
+                    workspace.read_run(run), workspace.step_directory(step, result.key)
+                )
     except StepError as error:
         team.tell(error.exit_code)
         raise

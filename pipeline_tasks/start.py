@@ -105,7 +105,7 @@ def _facts(frozen: dict[str, Any], name: str) -> Any:
     if name == initial_checkpoint.INPUT:
         return initial_checkpoint.pinned_digest(frozen)
     if name == pinned_files.FIELD:
-        return [pinned_files.of_step(frozen, step) for step in ("teach", "pseudo_label")]
+        return [pinned_files.facts(frozen, step) for step in ("teach", "pseudo_label")]
     return {role: entry and entry["digest"] for role, entry in frozen["datasets"].items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from model.yolo_nas import YoloNAS
 
 MEMBERS = "members"
-REMEDIES = {"teach.source": "set teach.source to train", "teach.extra_checkpoints": "leave it out"}
+Field = Literal["teach.source", "teach.extra_checkpoints"]
+REMEDIES: dict[Field, str] = {"teach.source": "set teach.source to train", "teach.extra_checkpoints": "leave it out"}
 """By the parameter that brings a network which is taken as it is."""
 
 
@@ -46,9 +48,7 @@ def write_members(folder: Path, networks: list[tuple[YoloNAS, CheckpointMetadata
         save_checkpoint(folder / MEMBERS / str(number), network, own)
 
 
-def load_for_classes(
-    folder: Path, class_names: tuple[str, ...], field: Literal["teach.source", "teach.extra_checkpoints"]
-) -> tuple[YoloNAS, CheckpointMetadata]:
+def load_for_classes(folder: Path, class_names: tuple[str, ...], field: Field) -> tuple[YoloNAS, CheckpointMetadata]:
     """A finished network whose outputs are these classes in this order; what else it knows is left out.
 
     field: the parameter that brought it.
@@ -62,13 +62,22 @@ def load_for_classes(
     network, metadata = load_checkpoint(folder)
     if metadata.class_names == class_names:
         return network, metadata
-    if unknown := [name for name in class_names if name not in metadata.class_names]:
-        raise DataError(
-            f"{field}: the teacher {folder} does not know the target's classes {some(unknown)}; "
-            f"it cannot teach without training: {REMEDIES[field]}"
-        )
+    require_classes(folder, metadata.class_names, class_names, field)
     fitting = model.build(metadata.variant, len(class_names)).eval()
     if network.fused:
         fitting.fuse()
     transfer_weights(fitting, network.state_dict(), metadata.class_names, class_names)
     return fitting, metadata
+
+
+def require_classes(folder: Path | str, known: Sequence[str], class_names: Sequence[str], field: Field) -> None:
+    """Compare what a finished network knows with the target's classes.
+
+    Raises:
+        DataError: it does not know one of them.
+    """
+    if unknown := [name for name in class_names if name not in known]:
+        raise DataError(
+            f"{field}: the teacher {folder} does not know the target's classes {some(unknown)}; "
+            f"it cannot teach without training: {REMEDIES[field]}"
+        )

@@ -200,6 +200,7 @@ def training_config(task: TrainingTask, shared: StartParameters) -> TrainingConf
         close_mosaic_epochs=parameters.close_mosaic_epochs,
         evaluate_every_epochs=parameters.evaluate_every_epochs,
         early_stop_epochs=parameters.early_stop_epochs,
+        early_stop_from=task.phases.first_share if task.phases else 0.0,
         checkpoint_every_steps=parameters.checkpoint_every_steps,
         seed=shared.seed,
         device=shared.device,

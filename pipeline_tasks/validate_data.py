@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,25 @@ def _publish_missing_roles(output: Path, roots: dict[str, Path]) -> None:
         if role not in roots:
             (output / role).mkdir(exist_ok=True)
             (output / role / "absent.json").write_text('{"absent": true}\n', encoding="utf-8")
+
+
+def require_fitting_teachers(frozen: Mapping[str, Any], published: Path) -> None:
+    """Compare the target's classes with those of the run's extra teachers, whichever run made the tables: `teach` would
+    refuse a teacher only after the pretraining.
+
+    Raises:
+        DataError: a teacher does not know one of the classes.
+    """
+    from model.data.tables import read_dataset
+    from pipeline_tasks import pinned_files, teacher_checkpoint
+
+    teachers = [entry for entry in pinned_files.of_step(frozen, "teach").values() if pinned_files.CLASS_NAMES in entry]
+    if not teachers:  # also where an older release pinned them without their classes
+        return
+    class_names = read_dataset(published / "target").metadata.class_names
+    for entry in teachers:
+        known = entry[pinned_files.CLASS_NAMES]
+        teacher_checkpoint.require_classes(entry["path"], known, class_names, "teach.extra_checkpoints")
 
 
 def is_absent(folder: Path) -> bool:

@@ -32,6 +32,7 @@ def loaded_after(statement: str, folder: Path) -> set[str]:
         ("import model.yolo_nas, model.loss, model.distillation", {"torch"}),
         ("import model.training, model.evaluation, model.detector", {"torch"}),
         ("import model.quantization.quantize, model.export, model.engines", {"torch"}),
+        ("import pipeline_tasks.pinned_files, pipeline_tasks.teacher_checkpoint, pipeline_tasks.validate_data", set()),
         ("import pipeline_tasks.gate, pipeline_tasks.register, pipeline_tasks.quantize", set()),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -39,8 +40,12 @@ class PhasedLoader:
         self._open: tuple[int, BatchSource] | None = None
 
     def plan(self, epochs: float) -> None:
-        """Be told the length of the training, which may follow from a measurement; until then all is the first part."""
-        self._switch = round(self._first_share * epochs * self.batches_per_epoch)
+        """Be told the length of the training, which may follow from a measurement; until then all is the first part.
+
+        Each part gets a batch at least, unless there is but one: that is of the second part.
+        """
+        batches = epochs * self.batches_per_epoch
+        self._switch = min(max(1, round(self._first_share * batches)), math.ceil(batches) - 1)
 
     def epoch(self, epoch: int, start_batch: int = 0, mosaic_enabled: bool = True) -> Iterator[Batch]:
         """The batches of one epoch from ``start_batch`` on."""

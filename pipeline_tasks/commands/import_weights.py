@@ -132,6 +132,9 @@ def _class_names(file: Path, found: ReferenceFile, count: int, given: str | None
     if len(names) != count:
         source = "--class-names gives" if given is not None else "it names"
         raise DataError(f"{file} has {count} classes, but {source} {len(names)}; give --class-names for all")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        source = "--class-names" if given is not None else str(file)
+        raise DataError(f"{source} names {some(repeated)} more than once; give --class-names with different names")
     return names
 
 

@@ -49,6 +49,17 @@ def test_round_trip_is_exact(saved):
     assert torch.equal(model.load(directory).heads.head1.cls_pred.bias, network.heads.head1.cls_pred.bias)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number_is_named(saved, value):
+    directory, network = saved
+    with torch.no_grad():
+        network.heads.head1.cls_pred.weight[1, 0] = value
+    save_checkpoint(directory, network, METADATA)
+    sentence = rf"model\.safetensors: heads\.head1\.cls_pred\.weight holds {value:g}, .*use another checkpoint"
+    with pytest.raises(ValueError, match=sentence):
+        load_checkpoint(directory)
+
+
 def test_fused_networks_come_back_fused(tmp_path):
     network = _trained_network().fuse()
     save_checkpoint(tmp_path / "fused", network, METADATA)

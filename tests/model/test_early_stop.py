@@ -41,6 +41,13 @@ def test_it_ends_after_evaluations_without_a_better_metric(
     assert result.total_steps == 4 * epochs
 
 
+def test_what_comes_before_another_set_tries_no_patience(tmp_path: Path) -> None:
+    """0.6 of 9 epochs: the second set begins within the sixth."""
+    config = replace(PATIENT, early_stop_from=0.6)
+    result = run(tmp_path, config, evaluate=scores(0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1))
+    assert (len(result.history), result.best_epoch, result.stopped_early) == (8, 1, True)
+
+
 def test_evaluations_count_not_epochs(tmp_path: Path) -> None:
     config = replace(PATIENT, evaluate_every_epochs=2)
     result = run(tmp_path, config, evaluate=scores(0.3, 0.2, 0.1))

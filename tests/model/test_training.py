@@ -139,6 +139,7 @@ def test_clipping_bounds_the_gradient() -> None:
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"accumulate_steps": 0}, "accumulate_steps must be at least 1, got 0"),
         ({"early_stop_epochs": -1}, "early_stop_epochs must not be negative, got -1"),
+        ({"early_stop_from": 1.0}, r"early_stop_from must lie in \[0, 1\), got 1.0"),
         ({"layer_decay": 0.0}, r"layer_decay must lie in \(0, 1\], got 0"),
         ({"evaluate_every_epochs": 0}, "evaluate_every_epochs must be at least 1"),
         ({"warmup_steps": -1}, "warmup_steps must not be negative, got -1"),
@@ -222,6 +223,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     run(tmp_path)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:50])
     with pytest.raises(ValueError, match=rf"{name} is (missing or )?damaged .*delete .* to train anew"):
+        run(tmp_path)
+
+
+def test_a_state_that_lacks_a_field_is_named(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "state.json").write_text('{"schema_version": 1, "settings": {}}')
+    with pytest.raises(ValueError, match=r"state.json is damaged \(it lacks metrics_bytes, position, .*delete"):
         run(tmp_path)
 
 

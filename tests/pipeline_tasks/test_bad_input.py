@@ -134,6 +134,16 @@ def test_missing_cuda_device(nasline: Nasline, tmp_path: Path, coco_folder: Any)
     assert "start.device is 'cuda', but torch finds no CUDA device" in sentence
 
 
+@pytest.mark.parametrize("words", [("show", "--out"), ("export", "--format", "yolo", "--to")])
+def test_a_place_for_a_set_that_cannot_be_made(
+    words: tuple[str, ...], nasline: Nasline, tmp_path: Path, coco_folder: Any
+) -> None:
+    (tmp_path / "link").symlink_to("/nonexistent/disk")
+    sentence = nasline("data", words[0], coco_folder.path, *words[1:], "link/x", code=65)
+    assert f"{words[-1]} link/x is no possible place: " in sentence
+    assert sentence.endswith("cannot be written (File exists); give another one")
+
+
 def test_predict_names_what_is_missing(nasline: Nasline, tmp_path: Path, coco_folder: Any) -> None:
     picture = coco_folder.image("train")
     sentence = nasline("predict", tmp_path / "engine", picture, "--out", tmp_path / "out", code=65)

@@ -53,6 +53,10 @@ def given(**options: Any) -> Parameters:
             {"start__processes": 8, "teach__batch_size": 4, "distill__batch_size": 7},
             r"start\.processes is 8, .* of teach\.batch_size 4, distill\.batch_size 7; give batches at least 8 images",
         ),
+        (
+            {"start__image_size": 64, "teach__batch_size": 1, "teach__multi_scale": 0.5},
+            r"teach\.batch_size 1 leaves .* at 32 pixels \(start\.image_size 64, teach\.multi_scale 0\.5\); raise",
+        ),
     ],
 )
 def test_impossible_together(options: dict[str, Any], sentence: str) -> None:
@@ -68,6 +72,7 @@ def test_impossible_together(options: dict[str, Any], sentence: str) -> None:
         {"quantize__qat": "never", "quantize__training__freeze": ["nose"]},
         {"distill__freeze": ["feature_adapters*", "backbone"], "distill__feature_weight": 1.0},
         {"quantize__training__freeze": ["backbone.stem"], "teach__freeze": ["backbone.stage[12]", "neck"]},
+        {"start__image_size": 64, "teach__batch_size": 1},  # the last map has four pixels
         MIRRORED,  # without unlabelled images nobody asks
         {"start__device": "cuda", "start__processes": 9, **{f"{name}.auto_batch_size": True for name in (
             "teach", "distill", "quantize.training")}},

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import model
+from model.checkpoint import CheckpointMetadata, save_checkpoint
+from model.preprocessing import Preprocessing
 from pipeline_tasks import digests, pinned_files, start
-from pipeline_tasks.errors import DataError, UsageError
+from pipeline_tasks.errors import DataError, ParameterError, UsageError
 from pipeline_tasks.keys import RunKeys, key_content
 from pipeline_tasks.params import resolve
 from pipeline_tasks.steps import definition
@@ -17,10 +23,18 @@ from pipeline_tasks.workspace import Workspace, write_json
 CHAMPION = {"name": "m", "version": "3", "digest": "engine 3", "directory": "champions/m-v3"}
 
 
-def _checkpoint(folder: Path, weights: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "checkpoint.json").write_text("{}")
-    (folder / "model.safetensors").write_text(weights)
+TEACHERS = {"fitting": ("star", "square", "circle"), "lacking": ("square",)}
+TRUTH = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "categories": [{"id": 3, "name": "cat"}],
+    "annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10]}],
+}
+
+
+def _checkpoint(folder: Path, seed: int, class_names: tuple[str, ...] = ("cat",)) -> Path:
+    torch.manual_seed(seed)
+    network = model.build("pico", len(class_names))
+    save_checkpoint(folder, network, CheckpointMetadata("pico", class_names, Preprocessing(64), 0))
     return folder
 
 
@@ -54,7 +68,7 @@ def test_more_teachers_change_the_key_of_teach_by_content_not_by_place(tmp_path:
     plain = _frozen()
     without = _key(workspace, plain, "teach")
     assert _key(workspace, {k: v for k, v in plain.items() if k != pinned_files.FIELD}, "teach") == without
-    first, second = (_checkpoint(tmp_path / name, name) for name in ("one", "two"))
+    first, second = (_checkpoint(tmp_path / name, seed) for seed, name in enumerate(("one", "two")))
     key = _key(workspace, _frozen(teach__extra_checkpoints=[str(first)]), "teach")
     assert key != without
     moved = first.rename(tmp_path / "moved")
@@ -68,7 +82,7 @@ def test_more_teachers_change_the_key_of_teach_by_content_not_by_place(tmp_path:
 
 def test_true_boxes_change_the_key_of_the_labels_alone(tmp_path: Path) -> None:
     workspace, truth = Workspace(tmp_path / "workspace"), tmp_path / "truth.json"
-    truth.write_text("{}")
+    truth.write_text(json.dumps(TRUTH))
     measured = _frozen(pseudo_label__true_boxes=str(truth))
     assert _key(workspace, measured, "teach") == _key(workspace, _frozen(), "teach")
     assert _key(workspace, measured, "pseudo_label") != _key(workspace, _frozen(), "pseudo_label")
@@ -82,11 +96,73 @@ def test_what_is_missing_is_told_when_the_run_starts(field: str, tmp_path: Path)
         pinned_files.pin(parameters)
 
 
+@pytest.mark.parametrize(
+    ("damaged", "content", "message"),
+    [
+        ("checkpoint.json", "x", r"checkpoint\.json is not valid checkpoint metadata .*; use another checkpoint"),
+        ("model.safetensors", "y", r"model\.safetensors is missing or damaged .*; copy or train the checkpoint again"),
+    ],
+)
+def test_a_teacher_that_cannot_be_read_is_told_when_the_run_starts(
+    damaged: str, content: str, message: str, tmp_path: Path
+) -> None:
+    folder = _checkpoint(tmp_path / "one", 1)
+    (folder / damaged).write_text(content)
+    with pytest.raises(ParameterError, match=rf"^teach\.extra_checkpoints: {folder}/{message}$"):
+        pinned_files.pin(resolve(None, {"teach.extra_checkpoints": [str(folder)]}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nope", "cannot be read .*; give a COCO annotation file"),
+        ("[]", "is no COCO annotation file: it holds a list; give one"),
+        ("{}", r"is no COCO annotation file: KeyError\('categories'\) in its records; give one"),
+        (json.dumps({**TRUTH, "images": [{"id": 1}]}), r"KeyError\('file_name'\) in its records; give one"),
+        (json.dumps({**TRUTH, "annotations": [{"image_id": 1, "category_id": 3, "bbox": [1]}]}), "in its records"),
+        (json.dumps({**TRUTH, "images": []}), "lists no pictures; give the COCO annotation file of the pictures"),
+    ],
+)
+def test_true_boxes_that_cannot_be_read_are_told_when_the_run_starts(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    truth = tmp_path / "truth.json"
+    truth.write_text(content)
+    with pytest.raises(ParameterError, match=rf"^pseudo_label\.true_boxes: {truth} .*{message}"):
+        pinned_files.pin(resolve(None, {"pseudo_label.true_boxes": str(truth)}))
+
+
+def test_a_teacher_that_lacks_a_class_is_told_before_the_pretraining(
+    nasline: Callable[..., str], coco_folder: Any, tmp_path: Path
+) -> None:
+    """By the first step that knows the target's classes, also where another run has done it."""
+    strangers = [_checkpoint(tmp_path / name, 1, names) for name, names in TEACHERS.items()]
+    words = ("start", "--start.dataset", coco_folder.path, "--teach.extra_checkpoints")
+    for run, folders in {"one": strangers, "two": strangers, "three": strangers[:1]}.items():
+        nasline(*words, f"[{', '.join(map(str, folders))}]", "--run", run, code=0)
+    for run in ("one", "two"):
+        sentence = nasline("validate_data", "--run", run, code=65)
+        assert f"teach.extra_checkpoints: the teacher {strangers[1]} does not know the target's classes" in sentence
+        assert sentence.endswith("leave it out")
+    assert '"reused": true' in nasline("validate_data", "--run", "three", code=0)
+
+
+def test_a_run_of_an_older_release_goes_on(tmp_path: Path) -> None:
+    """It has pinned no class names."""
+    frozen = _frozen(teach__extra_checkpoints=[str(_checkpoint(tmp_path / "one", 1))])
+    older = json.loads(json.dumps(frozen))
+    assert older[pinned_files.FIELD]["teach"]["extra_teachers_1"].pop("class_names") == ["cat"]
+    assert start._continue_existing(older, frozen) is older
+    older[pinned_files.FIELD]["teach"]["extra_teachers_1"]["digest"] = "another"
+    with pytest.raises(UsageError, match="exists with other pinned_files"):
+        start._continue_existing(older, frozen)
+
+
 def test_a_file_that_changed_since_the_start_is_refused(tmp_path: Path) -> None:
-    folder = _checkpoint(tmp_path / "one", "one")
+    folder = _checkpoint(tmp_path / "one", 1)
     (entry,) = pinned_files.pin(resolve(None, {"teach.extra_checkpoints": [str(folder)]}))["teach"].values()
     pinned_files.require_unchanged("teach.extra_checkpoints", folder, entry["digest"])
-    _checkpoint(folder, "another")
+    _checkpoint(folder, 2)
     with pytest.raises(DataError, match="was changed since the run started; start the run anew"):
         pinned_files.require_unchanged("teach.extra_checkpoints", folder, entry["digest"])
 

@@ -109,6 +109,16 @@ def test_missing_paths_are_named_in_one_sentence_and_the_chain_is_shown(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_step_of_which_all_is_at_its_default_says_so(coco_folder: CocoFolder, tmp_path: Path) -> None:
+    """`export` has parameters of its own and none that is shown in any case."""
+    found = plan(Workspace(tmp_path / "workspace"), with_data(coco_folder))
+    export = step_of(found, "export")
+    assert export.parameters and not export.shown
+    lines = text(found, with_data(coco_folder)).splitlines()
+    assert "    with  defaults" in lines
+    assert not [line for line in lines if line.startswith("    with  (")]
+
+
 def test_without_a_champion_a_run_that_needs_one_is_refused(coco_folder: CocoFolder, tmp_path: Path) -> None:
     from pipeline_tasks.errors import UsageError
 

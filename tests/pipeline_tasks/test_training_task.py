@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from pipeline_tasks.idle_settings import warn_of_batch, warn_of_closed_mosaic, w
 from pipeline_tasks.params import StartParameters
 from pipeline_tasks.training_parameters import TrainingParameters
 from pipeline_tasks.training_task import (
+    Phases,
     TrainingTask,
     _raise_lost_loader,
     detection_loss,
@@ -103,6 +104,14 @@ def test_every_shared_setting_reaches_the_training_loop(tmp_path: Path) -> None:
     config = training_config(task(image_set(tmp_path), **changed), StartParameters())
     for name, value in changed.items():
         assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value), name
+
+
+def test_patience_counts_from_the_labels_on(tmp_path: Path) -> None:
+    images = image_set(tmp_path)
+    given = task(images)
+    assert training_config(given, StartParameters()).early_stop_from == 0
+    phased = replace(given, phases=Phases(images, images, 0.75))
+    assert training_config(phased, StartParameters()).early_stop_from == 0.75
 
 
 def test_the_defaults_switch_every_choice_off(tmp_path: Path) -> None:

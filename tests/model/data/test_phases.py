@@ -49,12 +49,18 @@ def test_first_source_then_second_each_pass_complete():
     assert opened == ["p", "l"]
 
 
-@pytest.mark.parametrize(("share", "first"), [(0.1, 2), (0.5, 8), (0.77, 12), (0.99, 15)])
+@pytest.mark.parametrize(("share", "first"), [(0.1, 2), (0.5, 8), (0.77, 12), (0.99, 14), (0.01, 1)])
 def test_share_counts_steps_and_may_end_inside_an_epoch(share, first):
     loader, _ = _loader(share)
     loader.plan(3)
     counts = Counter(name for name, _, _ in _all(loader, 3))
     assert (counts["p"], counts["l"]) == (first, 15 - first)
+
+
+def test_of_a_single_batch_the_second_part_gets_it():
+    loader, _ = _loader(per_epoch=1)
+    loader.plan(1)
+    assert [name for name, _, _ in _all(loader, 1)] == ["l"]
 
 
 def test_length_cut_short_by_a_budget_moves_the_switch():

@@ -62,7 +62,12 @@ def test_what_is_no_model_is_refused(nasline: Nasline, coco_folder: Any) -> None
 
 @pytest.mark.parametrize(
     ("out", "reason"),
-    [("taken/x", "taken is no folder; give another one"), ("taken", "--out taken is no folder; give a")],
+    [
+        ("taken/x", "taken is no folder; give another one"),
+        ("taken", "--out taken is no folder; give a"),
+        ("/proc/x", "--out /proc/x is no possible place: /proc does not take it (No such file or directory); give"),
+        ("/proc", "--out /proc is no possible place: /proc does not take it (No such file or directory); give"),
+    ],
 )
 def test_a_place_for_the_report_is_looked_at_before_the_work(
     nasline: Nasline, checkpoint: Path, coco_folder: Any, tmp_path: Path, out: str, reason: str

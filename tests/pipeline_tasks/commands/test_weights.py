@@ -104,13 +104,21 @@ def test_eighty_classes_are_cocos(tmp_path: Path) -> None:
     [
         (None, ParameterError, "has 2 classes and does not name them; give --class-names"),
         ("a,b,c", DataError, "has 2 classes, but --class-names gives 3;"),
-        ("a,a", ValueError, "class_names must be unique, repeated: a"),
+        ("a,a", DataError, "^--class-names names a more than once; give --class-names with different names$"),
     ],
 )
 def test_class_names_that_do_not_fit(names: str, kind: type[Exception], message: str, file: Path) -> None:
     with pytest.raises(kind, match=message):
         import_weights(file, names)
     assert beside(file) == ["reference.pth"]
+
+
+def test_repeated_names_in_the_file_are_told_with_the_remedy(file: Path, state: dict[str, Tensor]) -> None:
+    torch.save({"net": state, "processing_params": {"class_names": ["a", "a"]}}, file)
+    with pytest.raises(DataError, match=r"reference\.pth names a more than once; give --class-names with different"):
+        import_weights(file, None)
+    assert beside(file) == ["reference.pth"]
+    assert import_weights(file).class_names == ("cat", "dog")
 
 
 def test_every_faulty_tensor_is_listed(
@@ -168,6 +176,45 @@ def test_an_impossible_place_is_refused_first(nasline: Nasline, file: Path, out:
     for words in (("import-weights", file, "--variant", "n"), ("export-weights", file.parent / "nowhere")):
         sentence = nasline(*words, "--out", out, code=65)
         assert f"--out {out[:100]} is no possible place" in sentence and reason in sentence
+    assert beside(file) == ["reference.pth"]
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("dangling", "dangling is a link to nothing"),
+        ("dangling/x", "dangling is a link to nothing"),
+        ("loop/x", "loop is a link to nothing"),
+        ("/proc/x/y", "/proc does not take it (No such file or directory)"),
+        (f"new/{'a' * 300}", "does not take it (File name too long)"),
+    ],
+)
+def test_a_place_where_nothing_can_be_made_is_refused_first(
+    nasline: Nasline, file: Path, out: str, reason: str
+) -> None:
+    (file.parent / "dangling").symlink_to("/nonexistent/disk")
+    (file.parent / "loop").symlink_to("loop")
+    for words in (("import-weights", file, "--variant", "n"), ("export-weights", file.parent / "nowhere")):
+        sentence = nasline(*words, "--out", out, code=65)
+        assert f"--out {out[:100]} is no possible place: " in sentence and f"{reason}; give another one" in sentence
+    assert beside(file) == ["dangling", "loop", "reference.pth"]
+
+
+@pytest.mark.parametrize("out", ["new/deep/imported", "there/imported", "~nobody/imported"])
+def test_a_place_is_tried_without_a_trace(file: Path, out: str) -> None:
+    (file.parent / "there").mkdir()
+    import_weights(file, out=out)
+    names = {"reference.pth", "there", out, *(str(parent) for parent in Path(out).parents if parent.name)}
+    found = {str(path.relative_to(file.parent)) for path in file.parent.rglob("*")}
+    assert found == {*names, f"{out}/checkpoint.json", f"{out}/model.safetensors"}
+
+
+def test_a_place_that_fails_in_the_end_is_told_too(nasline: Nasline, file: Path) -> None:
+    """The name is short enough, that of the folder which is renamed to it is not."""
+    long = "a" * 250
+    options = ("--variant", "n", "--class-names", "cat,dog", "--out", long)
+    sentence = nasline("import-weights", file, *options, code=65)
+    assert f"--out {long} is no possible place: " in sentence and "(File name too long); give another one" in sentence
     assert beside(file) == ["reference.pth"]
 
 
