@@ -226,8 +226,8 @@ def test_training_mode_loss_of_s_equals_golden(golden, trained_forward, assigner
 
 
 def test_training_step_of_s_equals_golden(golden, trained_forward):
-    """Logits, running statistics and the norms of 319 gradients; tolerances of the golden README."""
-    network, (boxes_xyxy, scores), raw, case = trained_forward
+    """Logits and running statistics; tolerances of the golden README."""
+    network, _, raw, case = trained_forward
     step = int(case["anchor_step"])
     torch.testing.assert_close(raw.class_logits[:, ::step], case["cls_logits_head"], rtol=0, atol=5e-3)
     state = network.state_dict()
@@ -236,13 +236,22 @@ def test_training_step_of_s_equals_golden(golden, trained_forward):
     assert len(statistics) == 12
     for key in statistics:
         torch.testing.assert_close(state[key.removeprefix(prefix)], case[key], rtol=0, atol=1e-4)
-    network.zero_grad()
-    total = DetectionLoss(80)(raw, boxes_xyxy, scores, _targets_from_rows(case["targets"], 2)).total
-    total.backward(retain_graph=True)
+
+
+def test_gradients_of_s_equal_golden(golden, small_network):
+    """The norms of 319 gradients, in float64 as the reference's network had them.
+
+    In float32 they follow from the machine's kernels: one of them moves by up to 1.2 %, more than the golden README
+    allows. The tolerance here is what the reference's own float32 loss moves them by, a fifth of the README's.
+    """
+    case, expected = golden.tensors("train_s_b2_256x320"), golden.json("train_s_b2_256x320")
+    network = copy.deepcopy(small_network).double().train()
+    (boxes_xyxy, scores), raw = network(case["image"].double() / 255)
+    DetectionLoss(80)(raw, boxes_xyxy, scores, _targets_from_rows(case["targets"], 2)).total.backward()
     gradients = {name: parameter.grad.norm().item() for name, parameter in network.named_parameters()}
-    expected = golden.json("train_s_b2_256x320")["grad_l2_norms_tal_varifocal"]
-    assert len(expected) == 319
-    assert {name: gradients[name] for name in expected} == pytest.approx(expected, rel=1e-2)
+    norms, tolerance = expected["grad_l2_norms_tal_varifocal"], expected["grad_norm_float32_max_relative_deviation"]
+    assert len(norms) == 319 and tolerance < 2e-3
+    assert {name: gradients[name] for name in norms} == pytest.approx(norms, rel=tolerance)
 
 
 def _loss_of_share(rank: int, world_size: int, port_file: str, inputs: tuple, results) -> None:
