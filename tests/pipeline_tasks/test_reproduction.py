@@ -114,7 +114,7 @@ def test_run_that_nobody_knows_and_set_that_is_gone(coco_folder: Any, tmp_path: 
     source = reproduction._source(workspace, "one")  # a step whose output was removed is repeated too
     assert source.references == ["validate_data"] and source.numbers == {}
     with pytest.raises(UsageError, match=r"is neither in workspace .* nor, with its run\.json, on the tracking server"):
-        reproduce(workspace, "two", tmp_path / "again")
+        reproduce(workspace, "unheard-of", tmp_path / "again")
     with coco_folder.edit("val") as content:
         content["annotations"].pop()
     with pytest.raises(DataError, match=r"the set target of the run \(.*.dir\) is not at .* any more"):
