@@ -134,8 +134,20 @@ class _Run:
         if self.position.step > 0:
             logger.info("training goes on from step %d of %d", self.position.step, self.length.total_steps)
         if self.is_first:
+            self._warn_of_precision()
             self._warn_of_settings()
+        self.position.precision = self.learner.precision
         processes.wait_for_all()
+
+    def _warn_of_precision(self) -> None:
+        """The word "auto" may mean something else on the machine that goes on."""
+        before, now = self.position.precision, self.learner.precision
+        if before not in ("", now):
+            logger.warning(
+                "the steps so far were computed in %s, the others will be in %s, so this is not the training that one "
+                "machine alone would have made; for that, set precision and begin anew",
+                *(before, now),
+            )
 
     def _warn_of_settings(self) -> None:
         if self.config.early_stop_epochs and self.evaluate is None:

@@ -55,7 +55,7 @@ class Position:
     """Where a run stands between two optimiser steps.
 
     ``step`` steps are done, ``batch`` of them in the running ``epoch`` (counted from 0); ``loss_sums`` are
-    the sums of the loss parts over those batches.
+    the sums of the loss parts over those batches, ``precision`` the arithmetic of the last step ("" before the first).
     """
 
     step: int = 0
@@ -63,6 +63,7 @@ class Position:
     batch: int = 0
     loss_sums: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
+    precision: str = ""
 
     def advance(self, losses: Mapping[str, float]) -> None:
         """Count one optimiser step with the given loss parts."""

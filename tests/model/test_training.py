@@ -76,6 +76,20 @@ def test_mixed_precision_keeps_weights_in_float32_and_learns_alike(tmp_path: Pat
     assert mixed.best_model_state["0.weight"].dtype == torch.float32
 
 
+def test_a_machine_that_goes_on_in_another_precision_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter([False] * 5 + [True])
+    monkeypatch.setattr("model.training_step.resolve", lambda *_: "bfloat16")
+    with pytest.raises(Stopped):
+        run(tmp_path, replace(CONFIG, precision="auto"), should_stop=lambda: next(answers))
+    assert not caplog.records
+    monkeypatch.setattr("model.training_step.resolve", lambda *_: "float32")
+    result = run(tmp_path, replace(CONFIG, precision="auto"))
+    assert "were computed in bfloat16, the others will be in float32" in caplog.text
+    assert (result.precision, result.total_steps) == ("float32", 12)
+
+
 def test_mosaic_is_closed_in_the_last_epochs(tmp_path: Path) -> None:
     batches = Batches()
     run(tmp_path, replace(CONFIG, close_mosaic_epochs=1), batches=batches)
