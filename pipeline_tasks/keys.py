@@ -70,6 +70,11 @@ class RunKeys:
         """Whether the champion's bundle takes the place of this input."""
         return self._champion_part(entry) is not None
 
+    def champion_teacher(self) -> Path | None:
+        """Folder of the champion's network that teaches as it is; None where the run trains its teacher."""
+        source = self._parameters.teach.source
+        return None if source == "train" else self._champion_weights(CHAMPION_TEACHERS[source]).folder
+
     def _champion_part(self, entry: Input) -> str | None:
         """The champion's network that takes the place of a pretrained one: the same part, or what is to teach."""
         if entry.step != "pretrain":

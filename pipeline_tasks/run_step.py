@@ -33,13 +33,16 @@ def run_step(
         with stopper.told_apart():
             result = execute(workspace, run, step, _body(step), stopper, part, team=team)
             if step == "validate_data":  # here, as the step itself is not done where its tables are reused
-                validate_data.require_fitting_teachers(
-                    workspace.read_run(run), workspace.step_directory(step, result.key)
-                )
+                _require_fitting_teachers(workspace, run, workspace.step_directory(step, result.key))
     except StepError as error:
         team.tell(error.exit_code)
         raise
     return result, _exit_code(workspace.step_directory(step, result.key), step)
+
+
+def _require_fitting_teachers(workspace: Workspace, run: str, published: Path) -> None:
+    frozen = workspace.read_run(run)
+    validate_data.require_fitting_teachers(frozen, published, RunKeys(workspace, frozen).champion_teacher())
 
 
 def assist_step(workspace: Workspace, run: str, step: str, part: str = "") -> int:

@@ -78,21 +78,28 @@ def _publish_missing_roles(output: Path, roots: dict[str, Path]) -> None:
             (output / role / "absent.json").write_text('{"absent": true}\n', encoding="utf-8")
 
 
-def require_fitting_teachers(frozen: Mapping[str, Any], published: Path) -> None:
-    """Compare the target's classes with those of the run's extra teachers, whichever run made the tables: `teach` would
-    refuse a teacher only after the pretraining.
+def require_fitting_teachers(frozen: Mapping[str, Any], published: Path, champion: Path | None) -> None:
+    """Compare the target's classes with those of the run's finished teachers, whichever run made the tables: `teach`
+    would refuse a teacher only after the pretraining.
+
+    champion: folder of its network, where that is to teach.
 
     Raises:
         DataError: a teacher does not know one of the classes.
     """
+    from model.checkpoint import read_metadata
     from model.data.tables import read_dataset
     from pipeline_tasks import pinned_files, teacher_checkpoint
 
-    teachers = [entry for entry in pinned_files.of_step(frozen, "teach").values() if pinned_files.CLASS_NAMES in entry]
-    if not teachers:  # also where an older release pinned them without their classes
+    own = [] if champion is None else teacher_checkpoint.member_folders(champion)
+    others = [entry for entry in pinned_files.of_step(frozen, "teach").values() if pinned_files.CLASS_NAMES in entry]
+    if not own and not others:  # also where an older release pinned them without their classes
         return
     class_names = read_dataset(published / "target").metadata.class_names
-    for entry in teachers:
+    for folder in own:
+        known = read_metadata(folder)[0].class_names
+        teacher_checkpoint.require_classes(folder, known, class_names, "teach.source")
+    for entry in others:
         known = entry[pinned_files.CLASS_NAMES]
         teacher_checkpoint.require_classes(entry["path"], known, class_names, "teach.extra_checkpoints")
 

@@ -18,6 +18,7 @@ from pipeline_tasks.errors import DataError, ParameterError, UsageError
 from pipeline_tasks.keys import RunKeys, key_content
 from pipeline_tasks.params import resolve
 from pipeline_tasks.steps import definition
+from pipeline_tasks.tracking import registry
 from pipeline_tasks.workspace import Workspace, write_json
 
 CHAMPION = {"name": "m", "version": "3", "digest": "engine 3", "directory": "champions/m-v3"}
@@ -145,6 +146,27 @@ def test_a_teacher_that_lacks_a_class_is_told_before_the_pretraining(
         assert f"teach.extra_checkpoints: the teacher {strangers[1]} does not know the target's classes" in sentence
         assert sentence.endswith("leave it out")
     assert '"reused": true' in nasline("validate_data", "--run", "three", code=0)
+
+
+@pytest.mark.parametrize(("source", "member"), [("champion", "student"), ("champion_teacher", "teacher/members/1")])
+def test_a_champion_that_is_to_teach_and_lacks_a_class_is_told_before_the_pretraining(
+    nasline: Callable[..., str],
+    coco_folder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    member: str,
+) -> None:
+    bundle = tmp_path / "workspace" / CHAMPION["directory"]
+    for folder in ("student", "teacher", "teacher/members/1"):
+        _checkpoint(bundle / folder, 1, TEACHERS["lacking" if folder == member else "fitting"])
+    found = {**CHAMPION, registry.PINNED: registry.bundle_digest(bundle)}
+    monkeypatch.setattr(start.registry, "fetch_champion", lambda *_: found)
+    start_run = ("start", "--start.dataset", coco_folder.path, "--run", "r", "--teach.source")
+    nasline(*start_run, source, code=0)
+    sentence = nasline("validate_data", "--run", "r", code=65)
+    assert f"teach.source: the teacher {bundle / member} does not know the target's classes" in sentence
+    assert sentence.endswith("set teach.source to train")
 
 
 def test_a_run_of_an_older_release_goes_on(tmp_path: Path) -> None:
