@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import HTTPError
@@ -32,6 +32,7 @@ from pipeline_tasks import airflow_rest
 
 pytestmark = pytest.mark.slow
 DAG = "train_yolo_nas"
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +198,10 @@ def nasline(*arguments: object, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def asset_runs(api: AirflowApi) -> list[str]:
-    """Retrainings that an asset's event started, the newest first."""
-    return [run["dag_run_id"] for run in api.runs("retrain_yolo_nas") if run["run_type"] == "asset_triggered"]
+def asset_runs(api: AirflowApi, told: datetime = LONG_AGO) -> list[str]:
+    """Retrainings that an asset's event started, the newest first; those made since ``told``."""
+    runs = [run for run in api.runs("retrain_yolo_nas") if run["run_type"] == "asset_triggered"]
+    return [run["dag_run_id"] for run in runs if datetime.fromisoformat(run["queued_at"]) >= told]
 
 
 def test_a_drop_of_the_champion_ends_red_is_told_and_starts_a_retraining(
@@ -224,8 +226,7 @@ def retrained_after(api: AirflowApi, run_id: str) -> bool:
     """
     events = api.call("GET", f"/assets/events?source_dag_id=evaluate_champion&source_run_id={quote(run_id)}")
     (told,) = (datetime.fromisoformat(event["timestamp"]) for event in events["asset_events"])
-    runs = [run for run in api.runs("retrain_yolo_nas") if run["run_type"] == "asset_triggered"]
-    return any(datetime.fromisoformat(run["queued_at"]) >= told for run in runs)
+    return asset_runs(api, told) != []
 
 
 def test_a_run_that_takes_longer_than_its_deadline_is_told(
